@@ -1,0 +1,79 @@
+"""ComfyUI's ways into the block loop: ControlNet residuals, block and attention patches, interrupt.
+
+The keys and arguments are those of `comfy/ldm/flux/model.py`, so that a patch made for ComfyUI's own FLUX works here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+from comfy.ldm.flux.math import attention
+from torch import Tensor
+
+from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
+
+_RESIDUALS = {"double": "input", "single": "output"}
+
+
+class ComfyHooks(BlockHooks):
+    """The patches in `transformer_options` and the residuals in `control` for one forward pass."""
+
+    def __init__(self, transformer_options: dict[str, Any], control: dict[str, Any] | None):
+        self.options = transformer_options.copy()
+        self.patches = self.options.get("patches", {})
+        self.replacements = self.options.get("patches_replace", {}).get("dit", {})
+        self.control = control or {}
+
+    def embedded(
+        self, img: Tensor, txt: Tensor, img_ids: Tensor, txt_ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = {"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids}
+        for patch in self.patches.get("post_input", ()):
+            out = patch({**out, "transformer_options": self.options})
+        return out["img"], out["txt"], out["img_ids"], out["txt_ids"]
+
+    def around(self, place: BlockPlace, run: Run, stream: Stream) -> tuple[Tensor, Tensor]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        n_joined = stream.img.shape[1] + (place.n_txt if place.kind == "double" else 0)
+        self.options |= {
+            "block_type": place.kind,
+            "block_index": place.index,
+            "total_blocks": place.n_blocks,
+            "img_slice": [place.n_txt, n_joined],
+        }
+        replace = self.replacements.get((f"{place.kind}_block", place.index))
+        if replace is None:
+            return run(stream)
+
+        def original(args: dict[str, Any]) -> dict[str, Tensor]:
+            inner = Stream(args["img"], args.get("txt", stream.txt), args["vec"], args["pe"], args.get("attn_mask"))
+            img, txt = run(inner)
+            return {"img": img, "txt": txt}
+
+        out = replace(
+            {
+                "img": stream.img,
+                "txt": stream.txt,
+                "vec": stream.vec,
+                "pe": stream.pe,
+                "attn_mask": stream.mask,
+                "transformer_options": self.options,
+            },
+            {"original_block": original},
+        )
+        return out["img"], out.get("txt", stream.txt)
+
+    def residual(self, place: BlockPlace) -> Tensor | None:
+        residuals = self.control.get(_RESIDUALS[place.kind]) or ()
+        return residuals[place.index] if place.index < len(residuals) else None
+
+    def attend(self, place: BlockPlace, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, mask: Tensor | None) -> Tensor:
+        for patch in self.patches.get("attn1_patch", ()):
+            out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=self.options)
+            q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
+            pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
+        x = attention(q, k, v, pe=pe, mask=mask, transformer_options=self.options)
+        for patch in self.patches.get("attn1_output_patch", ()):
+            x = patch(x, self.options)
+        return x

@@ -1,0 +1,43 @@
+"""QuantLinear under ComfyUI's memory management."""
+
+from __future__ import annotations
+
+import comfy.ops
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.quant import QuantLinear
+
+
+class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
+    """A QuantLinear that ComfyUI may leave on the host and bring over, packed, for each product.
+
+    ComfyUI's loaders set `comfy_cast_weights` where they did not move the weight to the device, and
+    `weight_function` or `bias_function` where a patch (a LoRA, a merge) must be applied on the way.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features), in x's dtype."""
+        if not (self.comfy_cast_weights or self.weight_function or self.bias_function):
+            return super().forward(x)
+        if self.weight_function or getattr(self, "weight_lowvram_function", None) is not None:
+            self.convert_weight(self.weight)
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            self,
+            dtype=x.dtype if self.is_dense else self.weight.dtype,
+            device=x.device,
+            bias_dtype=x.dtype,
+            offloadable=True,
+        )
+        y = F.linear(x, self.decode(weight, x.dtype), bias)
+        comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return y
+
+    def convert_weight(self, weight: Tensor, **_: object) -> Tensor:
+        """ComfyUI asks here for the weight that it is about to patch. Raises ValueError for packed weights."""
+        if self.is_dense:
+            return weight
+        raise ValueError(
+            f"A node before the sampler (a LoRA loader or a model merge) changes weights of this model, but they are "
+            f"stored as {self.qtype}, which ComfyUI's patches cannot change. Load a BF16 file, or remove that node."
+        )

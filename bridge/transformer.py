@@ -1,0 +1,89 @@
+"""The diffusion model that ComfyUI calls: latents and conditioning in, velocity out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from torch import Tensor, nn
+
+from ..engine.flux.loop import predict_velocity
+from ..engine.flux.positions import PATCH, Place, Rope, grid_ids, patchify, place_references, unpatchify
+from .hooks import ComfyHooks
+
+
+class HostedTransformer(nn.Module):
+    """diffusers' FLUX transformer with the call and the attributes of ComfyUI's `comfy.ldm.flux.model.Flux`."""
+
+    patch_size = PATCH
+    default_ref_method = "offset"
+
+    def __init__(self, transformer: nn.Module, dtype: torch.dtype):
+        """dtype: what the weights count as when ComfyUI chooses the compute dtype."""
+        super().__init__()
+        self.transformer = transformer
+        self.dtype = dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        guidance: Tensor | None = None,
+        ref_latents: list[Tensor] | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Velocity (B, 16, H, W) at latent x (B, 16, H, W); the arguments are those of ComfyUI's Flux.
+
+        timestep: (B,) in 0-1; context: (B, L, D) T5 states; y: (B, 768) pooled CLIP; guidance: (B,);
+        ref_latents: (B, 16, h, w) each; control: ControlNet residuals.
+        """
+        options = {} if transformer_options is None else transformer_options
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        guidance: Tensor | None = None,
+        ref_latents: list[Tensor] | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        options = transformer_options or {}
+        references = ref_latents or []
+        size = tuple(x.shape[-2:])
+        sizes = [tuple(reference.shape[-2:]) for reference in references]
+        method = kwargs.get("ref_latents_method", self.default_ref_method)
+        places = place_references(size, sizes, method) if references else []
+        rope = Rope(**options.get("rope_options", {}))
+        ids = [grid_ids(*at, place, rope, x.device) for at, place in zip([size, *sizes], [Place(), *places], strict=True)]
+        tokens = [patchify(latent) for latent in (x, *references)]
+        if references:
+            options = options | {"reference_image_num_tokens": [t.shape[1] for t in tokens[1:]]}
+        img_ids = torch.cat(ids).expand(x.shape[0], -1, -1)
+        velocity = predict_velocity(
+            self.transformer,
+            torch.cat(tokens, dim=1),
+            img_ids,
+            context,
+            img_ids.new_zeros(x.shape[0], context.shape[1], img_ids.shape[-1]),
+            timestep,
+            y,
+            guidance,
+            n_target=tokens[0].shape[1],
+            mask=kwargs.get("attention_mask"),
+            hooks=ComfyHooks(options, control),
+        )
+        return unpatchify(velocity, *size)

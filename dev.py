@@ -1,0 +1,59 @@
+"""Everything a developer of KontextKit runs, in one command; needs only Python 3.10 or newer.
+
+python3 dev.py demo     edit a picture in a real ComfyUI and print where it lies
+python3 dev.py test     run all tests, on the newest and the oldest supported ComfyUI
+python3 dev.py serve    start ComfyUI with this pack
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from devtools.environment import NEWEST, OLDEST, RELEASES, ROOT, find_browser, prepare, prepare_browser, say
+
+
+def main() -> int:
+    """The exit status of what was run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("demo", "test", "serve"))
+    parser.add_argument("--comfyui", choices=RELEASES, metavar="VERSION", help=f"one of {', '.join(RELEASES)}")
+    parser.add_argument("--port", type=int, default=8188, help="for serve")
+    options, rest = parser.parse_known_args()
+    if options.command == "test":
+        return test([options.comfyui] if options.comfyui else [NEWEST, OLDEST], rest)
+    if rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    python, comfyui = prepare(options.comfyui or NEWEST)
+    base = ROOT / ".dev" / "base"
+    extra = ["--serve", str(options.port)] if options.command == "serve" else []
+    return run(python, "devtools.demo", "--comfyui", str(comfyui), "--base", str(base), *extra)
+
+
+def test(versions: list[str], pytest_arguments: list[str]) -> int:
+    """All tests on each version; with $COMFYUI_PATH on that one alone."""
+    statuses = []
+    for version in versions[:1] if "COMFYUI_PATH" in os.environ else versions:
+        python, comfyui = prepare(version)
+        prepare_browser(python)
+        say(f"testing on ComfyUI {version}")
+        environment = {"COMFYUI_PATH": str(comfyui), "CHROMIUM": find_browser() or ""}
+        statuses.append(run(python, "pytest", *pytest_arguments, environment=environment))
+    return max(statuses)
+
+
+def run(python: Path, module: str, *arguments: str, environment: dict[str, str] | None = None) -> int:
+    """A module in the environment, from the checkout's root; its exit status."""
+    try:
+        return subprocess.run(
+            [str(python), "-m", module, *arguments], cwd=ROOT, env=os.environ | (environment or {})
+        ).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Torch-only heart of the pack: nothing in here imports ComfyUI."""

@@ -1,0 +1,70 @@
+"""The table of packed tensors in a weights file, mapped, never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..gguf import Header, TensorInfo, read_header
+from ..quant import PackedTensor, block_type
+from ..quant.packed import DENSE, is_supported, supported_types
+from .safetensors_file import read_safetensors
+from .sniff import sniff
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """file_name: for messages; tensors: by name, views of the mapped file; metadata: the file's own, unchecked."""
+
+    file_name: str
+    tensors: dict[str, PackedTensor]
+    metadata: dict[str, object]
+
+    def require_supported(self, names: Iterable[str]) -> None:
+        """Raise CheckpointError where one of these tensors is of a type without a decoder."""
+        foreign = [name for name in names if not is_supported(self.tensors[name].qtype)]
+        if foreign:
+            raise CheckpointError(
+                f"{self.file_name}: tensor {foreign[0]!r} is stored as {self.tensors[foreign[0]].qtype} "
+                f"({len(foreign)} tensors in all), which this loader cannot decode yet. "
+                f"Use a file of one of these types: {', '.join(supported_types())}."
+            )
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Map the GGUF or safetensors file at `path`; no weight is read yet.
+
+    Raises CheckpointError for a file that is missing, broken or not one of the two.
+    """
+    path = Path(path)
+    try:
+        if sniff(path) == "safetensors":
+            return Checkpoint(path.name, *read_safetensors(path))
+        header = read_header(path)
+        return Checkpoint(path.name, _map_gguf(path, header), header.metadata)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name}: the file cannot be read ({error.strerror or error}). It may have been moved or deleted "
+            "since the list was made; press R in ComfyUI to refresh it and choose again."
+        ) from error
+
+
+def _map_gguf(path: Path, header: Header) -> dict[str, PackedTensor]:
+    """Every tensor as a view of one private mapping of the file."""
+    mapping = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    return {info.name: _view(mapping, info) for info in header.tensors}
+
+
+def _view(mapping: Tensor, info: TensorInfo) -> PackedTensor:
+    data = mapping[info.offset : info.offset + info.n_bytes]
+    blocks = block_type(info.qtype)
+    if info.qtype in DENSE:
+        data = data.view(DENSE[info.qtype]).view(info.shape)
+    elif blocks is not None:
+        data = data.view(*info.shape[:-1], blocks.row_bytes(info.shape[-1]))
+    return PackedTensor(data, info.qtype, info.shape)

@@ -1,0 +1,64 @@
+"""Safetensors files, plain or scaled fp8, as packed tensors.
+
+Scaled fp8 comes in two spellings, both one float a weight: `x.scale_weight` with a `scaled_fp8` marker, and
+`x.weight_scale` with a `x.comfy_quant` JSON. Scales for activations are left aside: this pack multiplies in the
+compute dtype. https://github.com/Comfy-Org/ComfyUI/blob/master/QUANTIZATION.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..quant import PackedTensor
+from ..quant.packed import DENSE, FP8
+
+_QTYPES = {dtype: qtype for qtype, dtype in (DENSE | FP8).items()}
+_SCALES = (".scale_weight", ".weight_scale")
+_IGNORED = (".scale_input", ".input_scale", ".comfy_quant")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, PackedTensor], dict[str, object]]:
+    """(tensors, metadata) of the safetensors file at `path`; tensors are views of the library's mapping."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path.name}: broken safetensors file ({error}). "
+            "The download is damaged or incomplete; download the file again."
+        ) from error
+    return _pack(tensors, path.name), metadata
+
+
+def _pack(tensors: dict[str, Tensor], file_name: str) -> dict[str, PackedTensor]:
+    """Dense and fp8 tensors, each fp8 weight with its scale; markers and activation scales drop out."""
+    scales = {_weight_of(name): name for name in tensors if name.endswith(_SCALES)}
+    packed = {}
+    for name, data in tensors.items():
+        if name.endswith(_SCALES + _IGNORED) or name.rpartition(".")[2] == "scaled_fp8":
+            continue
+        qtype = _QTYPES.get(data.dtype, str(data.dtype).removeprefix("torch."))
+        scale = _scale(tensors, scales[name], file_name) if name in scales else None
+        packed[name] = PackedTensor(data, qtype, tuple(data.shape), scale)
+    return packed
+
+
+def _weight_of(scale_name: str) -> str:
+    """The weight that a scale belongs to: `a.b.scale_weight` -> `a.b.weight`."""
+    return scale_name.rpartition(".")[0] + ".weight"
+
+
+def _scale(tensors: dict[str, Tensor], name: str, file_name: str) -> Tensor:
+    scale = tensors[name]
+    if scale.numel() != 1:
+        raise CheckpointError(
+            f"{file_name}: {name!r} holds {scale.numel()} scales; this loader applies one scale a weight. "
+            "Use a file with per-tensor scales, a BF16 file or a GGUF."
+        )
+    return scale.reshape(()).to(torch.float32)

@@ -1,0 +1,17 @@
+"""The one error the pack raises for a file it will not load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class CheckpointError(ValueError):
+    """A weights file cannot be used; the text names the file, what was found, what was expected and the next step."""
+
+
+def listing(names: Iterable[str], first: int = 5) -> str:
+    """`a, b, c and 12 more`: the first few names and the count of the rest."""
+    ordered = list(names)
+    shown = ", ".join(ordered[:first])
+    rest = len(ordered) - first
+    return f"{shown} and {rest} more" if rest > 0 else shown

@@ -1,0 +1,79 @@
+"""FLUX's two kinds of block as functions over diffusers' modules.
+
+The blocks follow https://github.com/black-forest-labs/flux/blob/main/src/flux/modules/layers.py; the modules are
+diffusers' `FluxTransformerBlock` and `FluxSingleTransformerBlock`, of which only submodules are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, L, head_dim) -> (B, L, D)
+
+
+def double_block(block: nn.Module, img: Tensor, txt: Tensor, vec: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+    """img (B, L_img, D) and txt (B, L_txt, D), each with weights of its own, joined in attention."""
+    attn = block.attn
+    img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = modulation(block.norm1.linear, vec, 6)
+    txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = modulation(
+        block.norm1_context.linear, vec, 6
+    )
+    x = modulate(img, img_shift1, img_scale1)
+    img_qkv = heads(attn, (attn.to_q, attn.to_k, attn.to_v), x, attn.norm_q, attn.norm_k)
+    x = modulate(txt, txt_shift1, txt_scale1)
+    projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    txt_qkv = heads(attn, projections, x, attn.norm_added_q, attn.norm_added_k)
+    q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
+    txt_attn, img_attn = attend(q, k, v).split((txt.shape[1], img.shape[1]), dim=1)
+    img = torch.addcmul(img, img_gate1, attn.to_out[0](img_attn))
+    img = torch.addcmul(img, img_gate2, mlp(block.ff, modulate(img, img_shift2, img_scale2)))
+    txt = torch.addcmul(txt, txt_gate1, attn.to_add_out(txt_attn))
+    txt = torch.addcmul(txt, txt_gate2, mlp(block.ff_context, modulate(txt, txt_shift2, txt_scale2)))
+    return img, clamp_half(txt)
+
+
+def single_block(block: nn.Module, x: Tensor, vec: Tensor, attend: Attend) -> Tensor:
+    """x (B, L, D): attention and MLP side by side, https://arxiv.org/abs/2302.05442."""
+    attn = block.attn
+    shift, scale, gate = modulation(block.norm.linear, vec, 3)
+    h = modulate(x, shift, scale)
+    attended = attend(*heads(attn, (attn.to_q, attn.to_k, attn.to_v), h, attn.norm_q, attn.norm_k))
+    wide = torch.cat((attended, F.gelu(block.proj_mlp(h), approximate="tanh")), dim=2)
+    return clamp_half(torch.addcmul(x, gate, block.proj_out(wide)))
+
+
+def modulation(linear: nn.Module, vec: Tensor, n_parts: int) -> tuple[Tensor, ...]:
+    """vec (B, D) -> n_parts tensors (B, 1, D): shift, scale, gate, and once more for the MLP."""
+    return linear(F.silu(vec)).unsqueeze(1).chunk(n_parts, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights, then scale and shift."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def heads(
+    attn: nn.Module, projections: tuple[nn.Module, ...], x: Tensor, norm_q: nn.Module, norm_k: nn.Module
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, L, D) -> q, k, v (B, heads, L, head_dim), q and k of unit root mean square times their weight."""
+    q, k, v = (projection(x).unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for projection in projections)
+    return rms_norm(q, norm_q), rms_norm(k, norm_k), v
+
+
+def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """`norm` in x's dtype, whatever its weight is stored as."""
+    return F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), eps=1e-6)
+
+
+def mlp(feed_forward: nn.Module, x: Tensor) -> Tensor:
+    """Linear, GELU (tanh form), Linear."""
+    return feed_forward.net[2](F.gelu(feed_forward.net[0].proj(x), approximate="tanh"))
+
+
+def clamp_half(x: Tensor) -> Tensor:
+    """float16 overflows in FLUX's residual stream; other dtypes pass."""
+    return x.nan_to_num(nan=0.0, posinf=65504, neginf=-65504) if x.dtype == torch.float16 else x

@@ -1,0 +1,114 @@
+"""One forward pass of FLUX over tokens: the block loop this pack owns.
+
+It runs diffusers' `FluxTransformer2DModel` submodule by submodule, so that a host can stand around every block and
+choose the attention, and so that later work (caching, reuse, fusion) has one place to live.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import clamp_half, double_block, modulate, single_block
+from .hooks import BlockHooks, BlockPlace, Stream
+from .rope import embed_positions
+
+
+def predict_velocity(
+    transformer: nn.Module,
+    img: Tensor,
+    img_ids: Tensor,
+    txt: Tensor,
+    txt_ids: Tensor,
+    timestep: Tensor,
+    pooled: Tensor | None,
+    guidance: Tensor | None,
+    n_target: int,
+    mask: Tensor | None = None,
+    hooks: BlockHooks | None = None,
+) -> Tensor:
+    """Velocity (B, n_target, C) of the first `n_target` img tokens.
+
+    img: (B, L_img, C) target then reference tokens; txt: (B, L_txt, D_txt); ids: (B, L, 3).
+    timestep: (B,) in 0-1; pooled: (B, >= D_pooled) or None for zeros; guidance: (1 or B,) or None for none.
+    """
+    hooks = hooks or BlockHooks()
+    img = transformer.x_embedder(img)
+    vec = embed_conditions(transformer.time_text_embed, timestep, pooled, guidance, img)
+    txt = transformer.context_embedder(txt)
+    img, txt, img_ids, txt_ids = hooks.embedded(img, txt, img_ids, txt_ids)
+    pe = embed_positions(torch.cat((txt_ids, img_ids), dim=1), transformer.config.axes_dims_rope)
+    stream = Stream(img, txt, vec, pe, mask)
+    run_double_blocks(transformer.transformer_blocks, stream, hooks)
+    stream.img = clamp_half(stream.img)
+    run_single_blocks(transformer.single_transformer_blocks, stream, hooks)
+    scale, shift = transformer.norm_out.linear(F.silu(vec)).unsqueeze(1).chunk(2, dim=-1)
+    return transformer.proj_out(modulate(stream.img[:, :n_target], shift, scale))
+
+
+def run_double_blocks(blocks: nn.ModuleList, stream: Stream, hooks: BlockHooks) -> None:
+    """All double blocks over the stream, which afterwards holds their result."""
+    for i, block in enumerate(blocks):
+        place = BlockPlace("double", i, len(blocks), stream.txt.shape[1])
+
+        def run(s: Stream, block: nn.Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
+            return double_block(block, s.img, s.txt, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
+
+        stream.img, stream.txt = hooks.around(place, run, stream)
+        add_residual(stream.img, hooks.residual(place))
+
+
+def run_single_blocks(blocks: nn.ModuleList, stream: Stream, hooks: BlockHooks) -> None:
+    """All single blocks over the stream, which afterwards holds their result.
+
+    A single block knows one kind of token: hooks see text and image joined, text first, as `img`.
+    """
+    n_txt = stream.txt.shape[1]
+    joined = torch.cat((stream.txt, stream.img), dim=1)
+    for i, block in enumerate(blocks):
+        place = BlockPlace("single", i, len(blocks), n_txt)
+
+        def run(s: Stream, block: nn.Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
+            x = single_block(block, s.img, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
+            return x, s.txt
+
+        joined, _ = hooks.around(place, run, Stream(joined, joined[:, :n_txt], stream.vec, stream.pe, stream.mask))
+        add_residual(joined[:, n_txt:], hooks.residual(place))
+    stream.txt, stream.img = joined[:, :n_txt], joined[:, n_txt:]
+
+
+def add_residual(img: Tensor, residual: Tensor | None) -> None:
+    """Add to the first tokens in place."""
+    if residual is not None:
+        img[:, : residual.shape[1]] += residual
+
+
+def embed_conditions(
+    embed: nn.Module, timestep: Tensor, pooled: Tensor | None, guidance: Tensor | None, like: Tensor
+) -> Tensor:
+    """vec (B, D): timestep, guidance (where the model has an embedder for it and one is given) and pooled text."""
+    vec = embed_scalar(embed.timestep_embedder, timestep, like)
+    guidance_embedder = getattr(embed, "guidance_embedder", None)
+    if guidance_embedder is not None and guidance is not None:
+        vec = vec + embed_scalar(guidance_embedder, guidance, like)
+    n_pooled = embed.text_embedder.linear_1.in_features
+    if pooled is None:
+        pooled = like.new_zeros(like.shape[0], n_pooled)
+    return vec + two_layers(embed.text_embedder, pooled[:, :n_pooled])
+
+
+def embed_scalar(embedder: nn.Module, value: Tensor, like: Tensor) -> Tensor:
+    """value (B,) -> 256 sines and cosines -> (B, D) in like's dtype."""
+    half = 128
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=value.device))
+    angles = (1000 * value)[:, None].float() * frequencies
+    waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return two_layers(embedder, waves.to(value.dtype).to(like.dtype))
+
+
+def two_layers(embedder: nn.Module, x: Tensor) -> Tensor:
+    """Linear, SiLU, Linear."""
+    return embedder.linear_2(F.silu(embedder.linear_1(x)))

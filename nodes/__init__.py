@@ -1,0 +1,1 @@
+"""The nodes a user drags; each file ends with NODES = [...]."""
