@@ -75,7 +75,13 @@ def _install(python: Path, requirements: list[Path]) -> None:
     quiet = ["--quiet", "--disable-pip-version-check"]
     subprocess.run([str(python), "-m", "pip", "install", *quiet, "uv"], check=True)
     files = [word for path in requirements for word in ("-r", str(path))]
-    subprocess.run([str(python), "-m", "uv", "pip", "install", "--python", str(python), *TORCH, *files], check=True)
+    command = [str(python), "-m", "uv", "pip", "install", "--python", str(python), *TORCH, *files]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            if not line.startswith((" + ", " - ", " ~ ")):  # the list of 120 packages helps nobody
+                print(f"      {line}", end="", flush=True)
+    if process.returncode:
+        sys.exit("the packages could not be installed; the reason stands above. Run the command again to retry.")
     stamp.write_text(digest)
 
 

@@ -43,7 +43,8 @@ class ComfyServer:
         self.log = base / "comfyui.log"
         link_pack(base)
         device = () if shutil.which("nvidia-smi") or sys.platform == "darwin" else ("--cpu",)
-        options = ("--base-directory", str(base), "--port", str(self.port), "--disable-auto-launch", *device, *extra)
+        place = ("--base-directory", str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}")
+        options = (*place, "--port", str(self.port), "--disable-auto-launch", *device, *extra)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(comfyui / "main.py"), *options],
@@ -125,12 +126,12 @@ def _is_over(event: dict[str, Any], prompt_id: str, on_progress: Progress | None
         raise PromptFailed(data | {"exception_message": "interrupted"})
     if event["type"] == "progress" and on_progress:
         on_progress(data["node"], data["value"], data["max"])
-    return event["type"] == "execution_success"
+    return event["type"] == "executing" and data["node"] is None  # sent last, when the history is written
 
 
 def link_pack(base: Path) -> None:
     """Make `base` a ComfyUI base directory with this checkout under custom_nodes."""
-    for folder in ("custom_nodes", "input", "output"):
+    for folder in ("custom_nodes", "input", "output", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / "KontextKit"
     if link.exists():

@@ -131,6 +131,7 @@ def _write_vae(path: Path) -> None:
     def block(name: str) -> None:
         for layer in (0, 2, 4):
             conv(f"{name}.conv.{layer}", 64, 64)
+        tensors[f"{name}.conv.4.weight"].zero_()  # adds nothing: depth would only saturate the picture
 
     conv("taesd_encoder.0", 3, 64)
     block("taesd_encoder.1")
@@ -146,6 +147,8 @@ def _write_vae(path: Path) -> None:
         conv(f"taesd_decoder.{stage + 4}", 64, 64, bias=False)
     block("taesd_decoder.18")
     conv("taesd_decoder.19", 64, 3)
+    tensors["taesd_decoder.19.weight"] *= 0.3
+    tensors["taesd_decoder.19.bias"] += 0.5
     save_file(tensors, path)
 
 
