@@ -10,10 +10,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
-TRANSFORMER = "diffusion_models/flux1-kontext-dev-Q8_0.gguf"
+TRANSFORMER = "diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors"
 VAE = "vae/ae.safetensors"
 TEXT_ENCODER = "text_encoders/clip_l.safetensors"
 HIDDEN, TEXT, POOLED = 256, 768, 768
@@ -56,7 +55,7 @@ def ui_with_stand_ins(workflow: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def write_stand_ins(models: Path) -> None:
     """Write the files below the models folder, unless they are there."""
-    for name, write in ((TRANSFORMER, write_transformer), (VAE, _write_vae), (TEXT_ENCODER, _write_text_encoder)):
+    for name, write in ((TRANSFORMER, _write_transformer), (VAE, _write_vae), (TEXT_ENCODER, _write_text_encoder)):
         path = models / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,22 +95,31 @@ def bfl_shapes(hidden: int = HIDDEN, text: int = TEXT, pooled: int = POOLED, dep
     return shapes
 
 
-def write_transformer(path: Path, qtype: str = "Q8_0", seed: int = 0) -> None:
-    """A tiny random FLUX transformer as GGUF, laid out as the published files are: matrices in `qtype`, rest F32."""
+def random_transformer(seed: int = 0) -> dict[str, np.ndarray]:
+    """{BFL name: float32 array} of a tiny FLUX transformer with tame random weights."""
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "flux")
-    kind = gguf.GGMLQuantizationType[qtype]
+    arrays = {}
     for name, shape in bfl_shapes().items():
-        spread = 1.0 if name.endswith("scale") else 0.7 / np.sqrt(shape[-1])
-        values = rng.normal(1.0 if name.endswith("scale") else 0.0, spread * 0.5, shape).astype(np.float32)
-        if len(shape) == 2:
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        center, spread = (1.0, 0.5) if name.endswith("scale") else (0.0, 0.35 / np.sqrt(shape[-1]))
+        arrays[name] = rng.normal(center, spread, shape).astype(np.float32)
+    return arrays
+
+
+def _write_transformer(path: Path) -> None:
+    """Scaled fp8, as ComfyUI's own repackaged Kontext is stored: matrices in E4M3 with a scale, the rest in BF16."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, array in random_transformer().items():
+        values = torch.from_numpy(array)
+        if values.ndim == 1:
+            tensors[name] = values.bfloat16()
         else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+            scale = values.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            tensors[name] = (values / scale).to(torch.float8_e4m3fn)
+            tensors[name.removesuffix("weight") + "scale_weight"] = scale
+    save_file(tensors, path)
 
 
 def _write_vae(path: Path) -> None:

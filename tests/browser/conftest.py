@@ -1,0 +1,37 @@
+"""A page of the real front-end in headless Chromium."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM") or None, args=QUIET)
+
+
+@pytest.fixture
+def page(browser: Any, server: Any) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1680, "height": 1000})
+    page.goto(server.url)
+    page.wait_for_function("() => window.app?.graph && window.app.extensionManager", timeout=90_000)
+    page.wait_for_function("() => window.LiteGraph?.registered_node_types?.KontextLoadModel", timeout=30_000)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def screenshots() -> Path:
+    """Where screenshots are kept to be looked at."""
+    folder = Path(__file__).resolve().parents[2] / ".dev" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

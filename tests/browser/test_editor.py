@@ -1,0 +1,73 @@
+"""The bundled workflows in the real front-end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from kontextkit.devtools.stand_ins import ui_with_stand_ins
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+LOAD = "async (graph) => { await app.loadGraphData(graph); await new Promise(done => setTimeout(done, 500)); }"
+TYPES = "() => app.graph.nodes.map(node => [node.type, node.type in LiteGraph.registered_node_types])"
+
+
+def load(page, workflow):
+    page.evaluate(LOAD, workflow)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_loads_without_missing_nodes_or_lost_links(page, name):
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text())
+    load(page, workflow)
+    loaded = page.evaluate(TYPES)
+    assert sorted(kind for kind, _ in loaded) == sorted(node["type"] for node in workflow["nodes"])
+    assert [kind for kind, known in loaded if not known] == []
+    assert page.evaluate("() => app.graph.serialize().links.length") == len(workflow["links"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_queues_as_its_api_twin(page, name):
+    load(page, json.loads((WORKFLOWS / f"{name}.json").read_text()))
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    for node in prompt.values():
+        node.pop("_meta", None)
+    assert prompt == json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_queued_from_the_page_paints_its_picture(page, server, screenshots, name):
+    load(page, ui_with_stand_ins(json.loads((WORKFLOWS / f"{name}.json").read_text()), steps=2))
+    page.evaluate("async () => { await app.queuePrompt(0, 1); }")
+    page.wait_for_function(
+        "() => app.graph.nodes.some(node => node.type === 'SaveImage' && node.imgs?.length)", timeout=90_000
+    )
+    page.wait_for_timeout(500)
+    page.screenshot(path=screenshots / f"{name}.png")
+    picture = page.evaluate(
+        "() => { const image = app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0];"
+        " return [image.naturalWidth, image.naturalHeight]; }"
+    )
+    assert picture == [256, 256]
+    assert list((server.base / "output").glob(f"{name}*.png"))
+
+
+def test_the_node_is_found_by_name_and_explains_its_inputs(page):
+    node = page.evaluate("async () => (await (await fetch('/object_info/KontextLoadModel')).json()).KontextLoadModel")
+    assert node["display_name"] == "Load Kontext Model"
+    assert node["category"] == "Kontext"
+    assert node["output"] == ["MODEL"]
+    for name in ("model_name", "compute_dtype"):
+        assert len(node["input"]["required"][name][1]["tooltip"]) > 40
+
+
+def test_the_help_page_is_served(page, server):
+    text = page.request.get(f"{server.url}/extensions/KontextKit/docs/KontextLoadModel.md")
+    assert text.ok
+    assert "# Load Kontext Model" in text.text()
+
+
+def test_the_workflows_are_offered_as_templates(page, server):
+    templates = page.request.get(f"{server.url}/api/workflow_templates").json()
+    assert set(NAMES) <= set(templates["KontextKit"])
