@@ -43,9 +43,7 @@ class HostedTransformer(nn.Module):
         ref_latents: (B, 16, h, w) each; control: ControlNet residuals.
         """
         options = {} if transformer_options is None else transformer_options
-        wrappers = comfy.patcher_extension.get_all_wrappers(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
-        )
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
 
@@ -62,17 +60,16 @@ class HostedTransformer(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        references = ref_latents or []
-        size = tuple(x.shape[-2:])
-        sizes = [tuple(reference.shape[-2:]) for reference in references]
+        latents = [x, *(ref_latents or ())]
+        sizes = [(latent.shape[-2], latent.shape[-1]) for latent in latents]
         method = kwargs.get("ref_latents_method", self.default_ref_method)
-        places = place_references(size, sizes, method) if references else []
+        places = [Place(), *place_references(sizes[0], sizes[1:], method)]
         rope = Rope(**options.get("rope_options", {}))
-        ids = [grid_ids(*at, place, rope, x.device) for at, place in zip([size, *sizes], [Place(), *places], strict=True)]
-        tokens = [patchify(latent) for latent in (x, *references)]
-        if references:
+        grids = [grid_ids(size, place, rope, x.device) for size, place in zip(sizes, places, strict=True)]
+        img_ids = torch.cat(grids).expand(x.shape[0], -1, -1)
+        tokens = [patchify(latent) for latent in latents]
+        if ref_latents:
             options = options | {"reference_image_num_tokens": [t.shape[1] for t in tokens[1:]]}
-        img_ids = torch.cat(ids).expand(x.shape[0], -1, -1)
         velocity = predict_velocity(
             self.transformer,
             torch.cat(tokens, dim=1),
@@ -86,4 +83,4 @@ class HostedTransformer(nn.Module):
             mask=kwargs.get("attention_mask"),
             hooks=ComfyHooks(options, control),
         )
-        return unpatchify(velocity, *size)
+        return unpatchify(velocity, *sizes[0])

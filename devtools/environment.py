@@ -134,8 +134,7 @@ def prepare_browser(python: Path) -> None:
     say("no Chromium found, installing one")
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     if is_root and shutil.which("apt-get"):
-        quiet = {"stdout": subprocess.DEVNULL}
-        subprocess.run(["apt-get", "update", "-q"], check=False, **quiet)
-        subprocess.run(["apt-get", "install", "-y", "-q", "chromium"], check=False, **quiet)
+        for step in (["update"], ["install", "-y", "chromium"]):
+            subprocess.run(["apt-get", "-q", *step], check=False, stdout=subprocess.DEVNULL)
     if not find_browser() and subprocess.run([str(python), "-m", "playwright", "install", "chromium"]).returncode:
         say("no browser could be installed; install Chromium or set $CHROMIUM, or the browser tests will fail")

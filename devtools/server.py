@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Progress = Callable[[str, int, int], None]  # node id, step, steps
 
 
-class PromptFailed(RuntimeError):
+class PromptError(RuntimeError):
     """A queued prompt ended in an error; `details` is ComfyUI's own account."""
 
     def __init__(self, details: dict[str, Any]):
@@ -87,7 +87,7 @@ class ComfyServer:
     def run(self, workflow: dict[str, Any], on_progress: Progress | None = None) -> list[bytes]:
         """Queue an API-format workflow and wait; the saved pictures as PNG bytes.
 
-        Raises PromptFailed where ComfyUI refuses the workflow or a node fails.
+        Raises PromptError where ComfyUI refuses the workflow or a node fails.
         """
         client_id = uuid.uuid4().hex
         events = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=600)
@@ -102,11 +102,11 @@ class ComfyServer:
         return self.pictures(prompt_id)
 
     def queue(self, workflow: dict[str, Any], client_id: str = "") -> str:
-        """Queue an API-format workflow; its prompt id. Raises PromptFailed where ComfyUI refuses it."""
-        body = {"prompt": workflow, "client_id": client_id}
+        """Queue an API-format workflow; its prompt id. Raises PromptError where ComfyUI refuses it."""
+        body: dict[str, Any] = {"prompt": workflow, "client_id": client_id}
         answer = requests.post(f"{self.url}/prompt", json=body, timeout=60)
         if not answer.ok:
-            raise PromptFailed(answer.json())
+            raise PromptError(answer.json())
         return answer.json()["prompt_id"]
 
     def pictures(self, prompt_id: str) -> list[bytes]:
@@ -121,9 +121,9 @@ def _is_over(event: dict[str, Any], prompt_id: str, on_progress: Progress | None
     if data.get("prompt_id") != prompt_id:
         return False
     if event["type"] == "execution_error":
-        raise PromptFailed(data)
+        raise PromptError(data)
     if event["type"] == "execution_interrupted":
-        raise PromptFailed(data | {"exception_message": "interrupted"})
+        raise PromptError(data | {"exception_message": "interrupted"})
     if event["type"] == "progress" and on_progress:
         on_progress(data["node"], data["value"], data["max"])
     return event["type"] == "executing" and data["node"] is None  # sent last, when the history is written

@@ -19,7 +19,7 @@ class KontextLoadModel(io.ComfyNode):
             node_id="KontextLoadModel",
             display_name="Load Kontext Model",
             category="Kontext",
-            description="Loads a FLUX.1 Kontext transformer from a GGUF or safetensors file as a MODEL for any sampler.",
+            description="Loads a FLUX.1 Kontext transformer from a GGUF or safetensors file as a MODEL.",
             search_aliases=["gguf", "unet loader", "flux kontext", "load diffusion model"],
             inputs=[
                 io.Combo.Input(

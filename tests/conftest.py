@@ -22,7 +22,8 @@ def load_pack() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "kontextkit", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     pack = importlib.util.module_from_spec(spec)
     sys.modules["kontextkit"] = pack
     spec.loader.exec_module(pack)

@@ -7,15 +7,17 @@ diffusers' `FluxTransformerBlock` and `FluxSingleTransformerBlock`, of which onl
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+Module: TypeAlias = Any  # a diffusers module; nn.Module hides the types of what it holds
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, L, head_dim) -> (B, L, D)
 
 
-def double_block(block: nn.Module, img: Tensor, txt: Tensor, vec: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+def double_block(block: Module, img: Tensor, txt: Tensor, vec: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
     """img (B, L_img, D) and txt (B, L_txt, D), each with weights of its own, joined in attention."""
     attn = block.attn
     img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = modulation(block.norm1.linear, vec, 6)
@@ -36,7 +38,7 @@ def double_block(block: nn.Module, img: Tensor, txt: Tensor, vec: Tensor, attend
     return img, clamp_half(txt)
 
 
-def single_block(block: nn.Module, x: Tensor, vec: Tensor, attend: Attend) -> Tensor:
+def single_block(block: Module, x: Tensor, vec: Tensor, attend: Attend) -> Tensor:
     """x (B, L, D): attention and MLP side by side, https://arxiv.org/abs/2302.05442."""
     attn = block.attn
     shift, scale, gate = modulation(block.norm.linear, vec, 3)
@@ -46,7 +48,7 @@ def single_block(block: nn.Module, x: Tensor, vec: Tensor, attend: Attend) -> Te
     return clamp_half(torch.addcmul(x, gate, block.proj_out(wide)))
 
 
-def modulation(linear: nn.Module, vec: Tensor, n_parts: int) -> tuple[Tensor, ...]:
+def modulation(linear: Module, vec: Tensor, n_parts: int) -> tuple[Tensor, ...]:
     """vec (B, D) -> n_parts tensors (B, 1, D): shift, scale, gate, and once more for the MLP."""
     return linear(F.silu(vec)).unsqueeze(1).chunk(n_parts, dim=-1)
 
@@ -57,19 +59,19 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def heads(
-    attn: nn.Module, projections: tuple[nn.Module, ...], x: Tensor, norm_q: nn.Module, norm_k: nn.Module
+    attn: Module, projections: tuple[Module, ...], x: Tensor, norm_q: Module, norm_k: Module
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (B, L, D) -> q, k, v (B, heads, L, head_dim), q and k of unit root mean square times their weight."""
     q, k, v = (projection(x).unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for projection in projections)
     return rms_norm(q, norm_q), rms_norm(k, norm_k), v
 
 
-def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+def rms_norm(x: Tensor, norm: Module) -> Tensor:
     """`norm` in x's dtype, whatever its weight is stored as."""
     return F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), eps=1e-6)
 
 
-def mlp(feed_forward: nn.Module, x: Tensor) -> Tensor:
+def mlp(feed_forward: Module, x: Tensor) -> Tensor:
     """Linear, GELU (tanh form), Linear."""
     return feed_forward.net[2](F.gelu(feed_forward.net[0].proj(x), approximate="tanh"))
 

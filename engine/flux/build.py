@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,15 +12,12 @@ from ..quant import PackedTensor, QuantLinear
 from .config import FluxConfig
 from .weights import Weights
 
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
-
 LinearFactory = Callable[[PackedTensor, PackedTensor | None], nn.Module]
 
 
 def build_transformer(
     config: FluxConfig, weights: Weights, file_name: str, make_linear: LinearFactory = QuantLinear
-) -> FluxTransformer2DModel:
+) -> nn.Module:
     """A `FluxTransformer2DModel` whose Linears hold `weights` as they lie in their file.
 
     make_linear: (weight, bias) -> module, for a host that moves weights itself.

@@ -10,15 +10,15 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .blocks import clamp_half, double_block, modulate, single_block
+from .blocks import Module, clamp_half, double_block, modulate, single_block
 from .hooks import BlockHooks, BlockPlace, Stream
 from .rope import embed_positions
 
 
 def predict_velocity(
-    transformer: nn.Module,
+    transformer: Module,
     img: Tensor,
     img_ids: Tensor,
     txt: Tensor,
@@ -49,19 +49,19 @@ def predict_velocity(
     return transformer.proj_out(modulate(stream.img[:, :n_target], shift, scale))
 
 
-def run_double_blocks(blocks: nn.ModuleList, stream: Stream, hooks: BlockHooks) -> None:
+def run_double_blocks(blocks: Module, stream: Stream, hooks: BlockHooks) -> None:
     """All double blocks over the stream, which afterwards holds their result."""
     for i, block in enumerate(blocks):
         place = BlockPlace("double", i, len(blocks), stream.txt.shape[1])
 
-        def run(s: Stream, block: nn.Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
+        def run(s: Stream, block: Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
             return double_block(block, s.img, s.txt, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
 
         stream.img, stream.txt = hooks.around(place, run, stream)
         add_residual(stream.img, hooks.residual(place))
 
 
-def run_single_blocks(blocks: nn.ModuleList, stream: Stream, hooks: BlockHooks) -> None:
+def run_single_blocks(blocks: Module, stream: Stream, hooks: BlockHooks) -> None:
     """All single blocks over the stream, which afterwards holds their result.
 
     A single block knows one kind of token: hooks see text and image joined, text first, as `img`.
@@ -71,7 +71,7 @@ def run_single_blocks(blocks: nn.ModuleList, stream: Stream, hooks: BlockHooks) 
     for i, block in enumerate(blocks):
         place = BlockPlace("single", i, len(blocks), n_txt)
 
-        def run(s: Stream, block: nn.Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
+        def run(s: Stream, block: Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
             x = single_block(block, s.img, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
             return x, s.txt
 
@@ -87,7 +87,7 @@ def add_residual(img: Tensor, residual: Tensor | None) -> None:
 
 
 def embed_conditions(
-    embed: nn.Module, timestep: Tensor, pooled: Tensor | None, guidance: Tensor | None, like: Tensor
+    embed: Module, timestep: Tensor, pooled: Tensor | None, guidance: Tensor | None, like: Tensor
 ) -> Tensor:
     """vec (B, D): timestep, guidance (where the model has an embedder for it and one is given) and pooled text."""
     vec = embed_scalar(embed.timestep_embedder, timestep, like)
@@ -100,7 +100,7 @@ def embed_conditions(
     return vec + two_layers(embed.text_embedder, pooled[:, :n_pooled])
 
 
-def embed_scalar(embedder: nn.Module, value: Tensor, like: Tensor) -> Tensor:
+def embed_scalar(embedder: Module, value: Tensor, like: Tensor) -> Tensor:
     """value (B,) -> 256 sines and cosines -> (B, D) in like's dtype."""
     half = 128
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=value.device))
@@ -109,6 +109,6 @@ def embed_scalar(embedder: nn.Module, value: Tensor, like: Tensor) -> Tensor:
     return two_layers(embedder, waves.to(value.dtype).to(like.dtype))
 
 
-def two_layers(embedder: nn.Module, x: Tensor) -> Tensor:
+def two_layers(embedder: Module, x: Tensor) -> Tensor:
     """Linear, SiLU, Linear."""
     return embedder.linear_2(F.silu(embedder.linear_1(x)))

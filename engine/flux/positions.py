@@ -18,6 +18,8 @@ from torch import Tensor
 PATCH = 2  # latent pixels along the side of a token
 METHODS = ("offset", "index", "uxo")
 
+Size = tuple[int, int]  # height and width in latent pixels
+
 
 @dataclass(frozen=True)
 class Place:
@@ -58,9 +60,9 @@ def unpatchify(tokens: Tensor, height: int, width: int) -> Tensor:
     return F.pixel_shuffle(grid, PATCH)[..., :height, :width]
 
 
-def grid_ids(height: int, width: int, place: Place, rope: Rope, device: torch.device) -> Tensor:
-    """Positions (L, 3) float32 of the tokens of a (height, width) latent, row by row."""
-    n_rows, n_columns = n_patches(height), n_patches(width)
+def grid_ids(size: Size, place: Place, rope: Rope, device: torch.device) -> Tensor:
+    """Positions (L, 3) float32 of the tokens of a latent, row by row."""
+    n_rows, n_columns = map(n_patches, size)
     row = n_patches(place.row) + rope.shift_y
     column = n_patches(place.column) + rope.shift_x
     rows = torch.linspace(row, row + (n_rows - 1) * rope.scale_y, n_rows, device=device)
@@ -69,9 +71,9 @@ def grid_ids(height: int, width: int, place: Place, rope: Rope, device: torch.de
     return torch.cartesian_prod(index[None], rows, columns)
 
 
-def place_references(target: tuple[int, int], sizes: Sequence[tuple[int, int]], method: str) -> list[Place]:
-    """Where each reference of (height, width) latent pixels stands. Raises ValueError for an unknown method."""
-    if method not in METHODS:
+def place_references(target: Size, sizes: Sequence[Size], method: str) -> list[Place]:
+    """Where each reference stands. Raises ValueError for an unknown method."""
+    if sizes and method not in METHODS:
         raise ValueError(
             f"reference placement {method!r}: FLUX.1 Kontext was not trained for it. "
             f"Choose {', '.join(METHODS[:-1])} or {METHODS[-1]} in the node that sets the reference latents method."

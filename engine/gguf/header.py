@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from .cursor import Cursor
@@ -105,7 +106,7 @@ def _place(
     if len({info.name for info in infos}) < len(infos):
         raise cursor.fail("a tensor name stands twice")
     in_order = sorted(infos, key=lambda info: info.offset)
-    for before, after in zip(in_order, in_order[1:], strict=False):
+    for before, after in pairwise(in_order):
         if before.offset + before.n_bytes > after.offset:
             raise cursor.fail(f"tensors {before.name!r} and {after.name!r} overlap")
     return tuple(infos)

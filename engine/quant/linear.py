@@ -15,6 +15,8 @@ class QuantLinear(nn.Module):
     weight: parameter holding `PackedTensor.data`, never trained; bias: (out_features,) or None.
     """
 
+    scale: Tensor | None
+
     def __init__(self, weight: PackedTensor, bias: PackedTensor | None = None):
         super().__init__()
         self.out_features, self.in_features = weight.shape

@@ -5,7 +5,6 @@ import weakref
 
 import pytest
 import torch
-
 from flux_files import write_gguf
 from oracle import DEVICE, error, inputs, k_sampler
 
@@ -44,7 +43,9 @@ def test_clones_share_weights_and_nothing_else(model):
     clone = model.clone()
     assert clone.model is model.model
     assert clone.is_clone(model)
-    clone.set_model_patch_replace(lambda args, extra: {"img": args["img"] * 0, "txt": args["txt"]}, "dit", "double_block", 0)
+    clone.set_model_patch_replace(
+        lambda args, extra: {"img": args["img"] * 0, "txt": args["txt"]}, "dit", "double_block", 0
+    )
     plain, changed = k_sampler(model), k_sampler(clone)
     assert error(changed, plain) > 1e-3
     assert torch.equal(k_sampler(model), plain)

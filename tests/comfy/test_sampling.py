@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from oracle import conditioning, error, k_sampler, latent, normal, NEGATIVE, POSITIVE
+from oracle import NEGATIVE, POSITIVE, conditioning, error, k_sampler, latent, normal
 
 LIMIT = 1e-4
 

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-
 from oracle import DEVICE, error, inputs
 
 LIMIT = 1e-5
@@ -54,7 +53,9 @@ def test_velocity_in_half_precision_is_as_near_as_rounding_allows(twins, dtype):
     halves = {name: value if name == "timestep" else cast(value) for name, value in call.items()}
     core = copy.deepcopy(twins.core).to(dtype)
     with torch.no_grad():
-        assert error(twins.ours(**halves).float(), core(**halves).float()) < (0.01 if dtype == torch.bfloat16 else 0.002)
+        assert error(twins.ours(**halves).float(), core(**halves).float()) < (
+            0.01 if dtype == torch.bfloat16 else 0.002
+        )
 
 
 def test_velocity_without_pooled_text(twins):
@@ -149,7 +150,9 @@ def test_the_number_of_reference_tokens_is_told(twins):
         return args
 
     with torch.no_grad():
-        twins.ours(**inputs(references=[(8, 6), (5, 12)]), transformer_options={"patches": {"post_input": [post_input]}})
+        twins.ours(
+            **inputs(references=[(8, 6), (5, 12)]), transformer_options={"patches": {"post_input": [post_input]}}
+        )
     assert seen == [[12, 18]]
 
 

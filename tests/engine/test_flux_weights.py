@@ -103,7 +103,9 @@ def test_another_model_is_recognised(kind, save):
         read_weights(save(tensors))
 
 
-@pytest.mark.parametrize("cousin", ["distilled_guidance_layer.norms.0.scale", "double_stream_modulation_img.lin.weight"])
+@pytest.mark.parametrize(
+    "cousin", ["distilled_guidance_layer.norms.0.scale", "double_stream_modulation_img.lin.weight"]
+)
 def test_models_that_look_like_flux_1_are_recognised(cousin, bfl_tensors, save):
     with pytest.raises(CheckpointError, match=r"this is a (Chroma|FLUX\.2) transformer"):
         read_weights(save(bfl_tensors | {cousin: torch.ones(4, 4)}))
@@ -117,5 +119,5 @@ def test_flux_fill_is_refused_with_its_channels(bfl_tensors, save):
 
 def test_other_head_widths_are_refused(bfl_tensors, save):
     bfl_tensors["single_blocks.0.norm.query_norm.scale"] = torch.ones(64)
-    with pytest.raises(CheckpointError, match="heads of 64; FLUX.1 has heads of 128"):
+    with pytest.raises(CheckpointError, match=r"heads of 64; FLUX\.1 has heads of 128"):
         read_weights(save(bfl_tensors))

@@ -51,9 +51,7 @@ def header_of(*entries: bytes, n_tensors: int | None = None, pairs: bytes = b"",
 
 
 def entry(name=b"a", dims=(32,), type_id=0, offset=0):
-    return (
-        struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type_id, offset)
-    )
+    return struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type_id, offset)
 
 
 def pair(key: bytes, type_id: int, payload: bytes) -> bytes:
@@ -67,9 +65,7 @@ HOSTILE = {
     "pair count of 2^62": header_of(n_pairs=1 << 62),
     "string past the end": header_of(pairs=struct.pack("<Q", 1 << 40), n_pairs=1),
     "array past the end": header_of(pairs=pair(b"k", 9, struct.pack("<IQ", 0, 1 << 50)), n_pairs=1),
-    "array of arrays of arrays": header_of(
-        pairs=pair(b"k", 9, struct.pack("<IQIQIQ", 9, 1, 9, 1, 9, 1)), n_pairs=1
-    ),
+    "array of arrays of arrays": header_of(pairs=pair(b"k", 9, struct.pack("<IQIQIQ", 9, 1, 9, 1, 9, 1)), n_pairs=1),
     "unknown metadata type": header_of(pairs=pair(b"k", 77, b""), n_pairs=1),
     "key twice": header_of(pairs=pair(b"k", 0, b"1") * 2, n_pairs=2),
     "alignment of 3": header_of(pairs=pair(b"general.alignment", 4, struct.pack("<I", 3)), n_pairs=1),

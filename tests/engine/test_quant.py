@@ -55,9 +55,7 @@ def test_linear_multiplies_by_what_gguf_py_decodes(qtype):
     packed = random_blocks(qtype, 48 * 4, seed=3).reshape(48, -1)
     weight = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype]))
     bias = torch.randn(48, generator=torch.Generator().manual_seed(0))
-    layer = QuantLinear(
-        PackedTensor(torch.from_numpy(packed), qtype, (48, 128)), PackedTensor(bias, "F32", (48,))
-    )
+    layer = QuantLinear(PackedTensor(torch.from_numpy(packed), qtype, (48, 128)), PackedTensor(bias, "F32", (48,)))
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1))
     assert torch.equal(layer(x), torch.nn.functional.linear(x, weight, bias))
     assert layer(x.bfloat16()).dtype == torch.bfloat16

@@ -1,0 +1,174 @@
+"""A real server: the bundled workflow paints a picture, bad files are explained, the queue goes on."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import requests
+import torch
+from flux_files import write_gguf
+from kontextkit.devtools.server import PromptError
+from kontextkit.devtools.stand_ins import api_with_stand_ins, bfl_shapes, random_transformer
+from PIL import Image
+from safetensors.torch import save_file
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
+EDIT = json.loads((WORKFLOWS / "kontext_edit.json").read_text())
+
+
+def edit(steps=2, **changes):
+    workflow = api_with_stand_ins(EDIT, steps)
+    workflow["1"]["inputs"] |= changes
+    return workflow
+
+
+def only_load(name):
+    """The loader alone, with a node that takes anything as its output."""
+    return {
+        "1": {"class_type": "KontextLoadModel", "inputs": {"model_name": name, "compute_dtype": "auto"}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in WORKFLOWS.glob("*.json")))
+def test_a_bundled_workflow_paints_a_picture(server, name):
+    steps = []
+    workflow = api_with_stand_ins(json.loads((WORKFLOWS / name).read_text()), 3)
+    (picture,) = server.run(workflow, lambda _node, step, _steps: steps.append(step))
+    image = Image.open(io.BytesIO(picture))
+    assert (image.format, image.size) == ("PNG", (256, 256))
+    assert np.asarray(image).std() > 10
+    assert steps[-1] == 3
+
+
+@pytest.mark.parametrize("qtype", ["F16", "Q8_0", "Q4_0"])
+def test_a_gguf_file_paints_nearly_the_same_picture(server, models, qtype):
+    tensors = {name: torch.from_numpy(array) for name, array in random_transformer().items()}
+    write_gguf(models / f"{qtype}.gguf", tensors, qtype)
+    save_file(tensors, models / "full.safetensors")
+    pictures = [server.run(edit(model_name=name))[0] for name in (f"{qtype}.gguf", "full.safetensors")]
+    ours, full = (np.asarray(Image.open(io.BytesIO(p))).astype(float) for p in pictures)
+    assert np.abs(ours - full).mean() < {"F16": 1, "Q8_0": 3, "Q4_0": 40}[qtype]
+
+
+def test_models_may_lie_in_a_subfolder(server, models):
+    (models / "deep").mkdir()
+    write_gguf(models / "deep" / "x.gguf", {n: torch.from_numpy(a) for n, a in random_transformer().items()}, "Q8_0")
+    info = requests.get(f"{server.url}/object_info/KontextLoadModel", timeout=30).json()["KontextLoadModel"]
+    combo = info["input"]["required"]["model_name"]
+    options = combo[1]["options"] if combo[0] == "COMBO" else combo[0]
+    assert str(Path("deep", "x.gguf")) in options
+    assert server.run(edit(model_name=str(Path("deep", "x.gguf"))))
+
+
+def test_free_unloads_and_the_next_prompt_runs(server):
+    before = server.run(edit())
+    answer = requests.post(f"{server.url}/free", json={"unload_models": True, "free_memory": True}, timeout=30)
+    assert answer.ok
+    assert server.run(edit()) == before
+
+
+def test_interrupt_ends_the_prompt_and_the_next_one_runs(server):
+    def stop(_node, step, _steps):
+        if step >= 2:
+            requests.post(f"{server.url}/interrupt", timeout=30)
+
+    with pytest.raises(PromptError, match="interrupted"):
+        server.run(edit(steps=400, compute_dtype="float32"), stop)
+    assert server.run(edit())
+
+
+def small():
+    return {name: torch.zeros(shape) for name, shape in bfl_shapes(128, 32, 32, 1, 1).items()}
+
+
+def written(write, cut=None):
+    def make(path):
+        write(path)
+        if cut:
+            path.write_bytes(path.read_bytes()[: -cut or None])
+
+    return make
+
+
+def raw(content):
+    return lambda path: path.write_bytes(content)
+
+
+def a_gguf(qtype="Q8_0"):
+    return lambda path: write_gguf(path, small(), qtype)
+
+
+def a_safetensors(change):
+    return lambda path: save_file(change(small()), path)
+
+
+def of_k_quants(path):
+    writer = gguf.GGUFWriter(path, "flux")
+    for name, shape in bfl_shapes(256, 256, 256, 1, 1).items():
+        if len(shape) == 2 and shape[-1] % 256 == 0:
+            kind = gguf.GGMLQuantizationType.Q4_K
+            packed = np.zeros((shape[0], shape[1] // 256 * 144), dtype=np.uint8)
+            writer.add_tensor(name, packed, raw_dtype=kind)
+        else:
+            writer.add_tensor(name, np.zeros(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+SDXL = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4, 3, 3), "step": torch.tensor(1)}
+BAD = {
+    "empty.gguf": (raw(b""), "empty.gguf: the file is empty"),
+    "truncated.gguf": (written(a_gguf(), cut=5000), "ends at byte .* the file at .* download the file again"),
+    "truncated.safetensors": (written(a_safetensors(dict), cut=5000), "broken safetensors file"),
+    "archive.gguf": (raw(b"PK\x03\x04" + bytes(64)), "zip archive"),
+    "page.gguf": (raw(b"<!DOCTYPE html><html>Sign in"), "web page"),
+    "pointer.gguf": (raw(b"version https://git-lfs.github.com/spec/v1\n"), "git-lfs pointer"),
+    "really_gguf.safetensors": (a_gguf(), r"content is GGUF .* Rename it to really_gguf\.gguf"),
+    "really_safetensors.gguf": (a_safetensors(dict), r"Rename it to really_safetensors\.safetensors"),
+    "sdxl.safetensors": (a_safetensors(lambda _: SDXL), "Stable Diffusion .* use CheckpointLoaderSimple"),
+    "missing.safetensors": (
+        a_safetensors(lambda t: {k: v for k, v in t.items() if "linear1" not in k}),
+        r"2 of \d+ tensors of a FLUX.1 transformer are missing: single_blocks.0.linear1.weight",
+    ),
+    "extra.safetensors": (a_safetensors(lambda t: t | {"odd.weight": torch.ones(1)}), "1 tensors belong to no .* odd"),
+    "k_quants.gguf": (of_k_quants, r"'txt_in.weight' is stored as Q4_K .* cannot decode yet"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_explained_quickly_and_the_queue_goes_on(server, models, name):
+    make, words = BAD[name]
+    make(models / name)
+    begin = time.perf_counter()
+    with pytest.raises(PromptError, match=words) as caught:
+        server.run(only_load(name))
+    assert time.perf_counter() - begin < 2
+    assert caught.value.details["node_id"] == "1"
+    assert caught.value.details["exception_message"].startswith(name)
+    assert server.run(edit())
+    (models / name).unlink()
+
+
+def test_a_file_removed_between_queueing_and_loading_is_explained(server, models):
+    path = models / "soon_gone.gguf"
+    a_gguf()(path)
+    server.queue(edit(steps=60, compute_dtype="bfloat16"))
+    prompt_id = server.queue(only_load(path.name))
+    path.unlink()
+    while prompt_id not in (history := requests.get(f"{server.url}/history/{prompt_id}", timeout=30).json()):
+        time.sleep(0.1)
+    events = dict(history[prompt_id]["status"]["messages"])
+    assert "soon_gone.gguf: the file is gone from" in events["execution_error"]["exception_message"]
+    assert server.run(edit())
+
+
+def test_a_name_that_is_not_listed_is_refused_before_it_is_queued(server):
+    with pytest.raises(PromptError, match="outside"):
+        server.run(only_load("../../outside.gguf"))
