@@ -37,6 +37,5 @@ def build_transformer(
         if isinstance(module, nn.Linear):
             model.set_submodule(name, make_linear(weights[f"{name}.weight"], weights.get(f"{name}.bias")))
         elif isinstance(module, nn.RMSNorm):
-            weight = weights[f"{name}.weight"]
-            module.weight = nn.Parameter(weight.decode(torch.float32), requires_grad=False)
+            module.weight = nn.Parameter(weights[f"{name}.weight"].as_floats(), requires_grad=False)
     return model.requires_grad_(False).eval()

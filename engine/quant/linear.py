@@ -23,7 +23,7 @@ class QuantLinear(nn.Module):
         self.qtype = weight.qtype
         self.is_dense = weight.is_dense
         self.weight = nn.Parameter(weight.data, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.decode(_float_dtype(bias)), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.as_floats(), requires_grad=False)
         self.register_buffer("scale", weight.scale)
 
     def decode(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -38,8 +38,3 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.qtype}"
-
-
-def _float_dtype(tensor: PackedTensor) -> torch.dtype:
-    """Dense tensors keep their dtype; anything packed becomes float32."""
-    return tensor.data.dtype if tensor.is_dense else torch.float32

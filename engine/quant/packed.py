@@ -42,6 +42,10 @@ class PackedTensor:
         """The weight as floats (*shape) of `dtype`; a view where the type already is `dtype`."""
         return decode(self.data, self.qtype, dtype, self.scale)
 
+    def as_floats(self) -> Tensor:
+        """The weight (*shape): as it is where it is dense, else decoded to float32."""
+        return self.data if self.is_dense else self.decode()
+
 
 def decode(data: Tensor, qtype: str, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
     """What `PackedTensor.decode` does, on bare parts: `data` of `qtype` -> floats of `dtype`."""

@@ -1,0 +1,244 @@
+"""A full-size Kontext of random weights: loading, one step beside ComfyUI's own FLUX, and offloading.
+
+    COMFYUI_PATH=... python benchmarks/full_size.py [--tiny] [--dynamic] [--out FILE]
+
+Times are medians of device-synchronised forward passes after warm-up: 1024x1024 target, one 1024x1024 reference,
+512 text tokens, batch 1, eager BF16 (float32 without a card). Weights are random: times and memory do not care.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+if "--dynamic" in sys.argv:  # ComfyUI turns it on before torch is imported
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+COMFYUI = Path(os.environ["COMFYUI_PATH"])
+FULL = {"hidden": 3072, "text": 4096, "pooled": 768, "depth": 19, "single": 38}
+TINY = {"hidden": 256, "text": 64, "pooled": 32, "depth": 2, "single": 2}
+GB = 1e9
+COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def main() -> None:
+    """Run everything, print a table, write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--dynamic", action="store_true", help="with ComfyUI's dynamic VRAM, as main.py turns it on")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "full_size.json")
+    options = parser.parse_args()
+    import_comfyui(options.dynamic)
+    from kontextkit.devtools.stand_ins import bfl_shapes
+
+    shapes = bfl_shapes(**(TINY if options.tiny else FULL))
+    side = 16 if options.tiny else 128
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        bench = Bench(rows, inputs(side, shapes), "dynamic." if options.dynamic else "")
+        bench.run(Path(folder), shapes)
+    report = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "versions": versions(),
+        "command": " ".join(["python", "benchmarks/full_size.py", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "rows": rows,
+    }
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    for row in rows:
+        print(f"{row['name']:42} {row['measured']:>12.4g} {row['unit']:8} {row['note']}")
+
+
+def import_comfyui(dynamic: bool) -> None:
+    """ComfyUI and the pack in this process, with dynamic VRAM as main.py turns it on."""
+    sys.path.insert(0, str(COMFYUI))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.sd
+
+    if dynamic:
+        headroom = int(comfy.cli_args.args.vram_headroom * 1024**3)
+        devices = [(device.index, headroom) for device in comfy.model_management.get_all_torch_devices()]
+        if not comfy_aimdo.control.init_devices(devices):
+            sys.exit("dynamic VRAM is not to be had here")
+        comfy_aimdo.control.set_log_error()
+        comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+        comfy.memory_management.aimdo_enabled = True
+    spec = importlib.util.spec_from_file_location(
+        "kontextkit", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    sys.modules["kontextkit"] = importlib.util.module_from_spec(spec)
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    import comfyui_version
+    import diffusers
+
+    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "comfyui": comfyui_version.__version__}
+
+
+def inputs(side: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The arguments of one forward pass."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(COMPUTE)
+
+    return {
+        "x": normal(1, 16, side, side),
+        "timestep": torch.tensor([0.7], device=device),
+        "context": normal(1, 512, shapes["txt_in.weight"][1]),
+        "y": normal(1, shapes["vector_in.in_layer.weight"][1]),
+        "guidance": torch.tensor([2.5], device=device).to(COMPUTE),
+        "ref_latents": [normal(1, 16, side, side)],
+    }
+
+
+class Bench:
+    """The measurements, each adding rows."""
+
+    def __init__(self, rows: list[dict[str, Any]], call: dict[str, Any], prefix: str):
+        self.rows, self.call, self.prefix = rows, call, prefix
+        self.device = call["x"].device
+
+    def row(self, name: str, measured: float, unit: str, note: str = "", goal: float | None = None) -> None:
+        """One result; lower is better in all of them."""
+        self.rows.append({"name": self.prefix + name, "measured": measured, "goal": goal, "unit": unit,
+                          "better": "lower", "note": note})  # fmt: skip
+
+    def run(self, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Files, then ComfyUI's own model, then ours."""
+        import comfy.sd
+        from kontextkit.bridge.model import load
+
+        dtype = str(COMPUTE).removeprefix("torch.")
+        plain, packed = folder / "bf16.safetensors", folder / "q8_0.gguf"
+        write_bf16(plain, shapes, self.device)
+        write_q8_0(packed, shapes)
+        self.row("file.bf16_gb", plain.stat().st_size / GB, "GB")
+        self.row("file.q8_0_gb", packed.stat().st_size / GB, "GB")
+        peer = self.measure("peer.comfyui", lambda: comfy.sd.load_diffusion_model(str(plain)))
+        ours = self.measure("kontextkit.bf16", lambda: load(plain, dtype))
+        self.row("kontextkit.bf16.velocity_error", ((ours - peer).norm() / peer.norm()).item(), "relative",
+                 "to ComfyUI's own FLUX, same file, both BF16")  # fmt: skip
+        full = self.measure("kontextkit.q8_0", lambda: load(packed, dtype))
+        if self.prefix:
+            return  # dynamic VRAM keeps its own account: no cap, and torch does not see its weights
+        for gigabytes in (8, 4):
+            offloaded = self.measure(f"kontextkit.q8_0.in_{gigabytes}_gb", lambda: load(packed, dtype), gigabytes)
+            error = ((offloaded - full).norm() / full.norm()).item()
+            self.row(f"kontextkit.q8_0.in_{gigabytes}_gb.velocity_error", error, "relative", "to all on the card")
+
+    def measure(self, name: str, load: Callable[[], Any], gigabytes: float | None = None) -> torch.Tensor:
+        """Load, move to the card (at most `gigabytes` of weights), time steps, unload; the velocity as float32."""
+        import comfy.model_management as management
+
+        anonymous, begin = anonymous_gb(), time.perf_counter()
+        patcher = load()
+        self.row(f"{name}.load_seconds", time.perf_counter() - begin, "s", "until the MODEL can be wired")
+        self.row(f"{name}.host_copy_gb", anonymous_gb() - anonymous, "GB", "memory taken beside the mapped file")
+        begin = time.perf_counter()
+        if gigabytes is not None:
+            free = management.get_free_memory(self.device) if self.device.type == "cuda" else 0
+            management.EXTRA_RESERVED_VRAM, kept = free - gigabytes * GB, management.EXTRA_RESERVED_VRAM
+        management.load_models_gpu([patcher])
+        if gigabytes is not None:
+            management.EXTRA_RESERVED_VRAM = kept
+        self.synchronize()
+        self.row(f"{name}.to_card_seconds", time.perf_counter() - begin, "s", "includes reading the file")
+        self.reset_peak()
+        model = patcher.model.diffusion_model
+        velocity = model(**self.call).float()
+        self.row(f"{name}.step_ms", self.median_ms(lambda: model(**self.call)), "ms")
+        if self.device.type == "cuda" and not self.prefix:
+            self.row(f"{name}.peak_gb", torch.cuda.max_memory_allocated() / GB, "GB", "weights and one step")
+        management.unload_all_models()
+        del patcher
+        gc.collect()
+        management.soft_empty_cache()
+        return velocity
+
+    def median_ms(self, step: Callable[[], Any], n: int = 12) -> float:
+        """Median time of a step after three for warm-up."""
+        times = []
+        for _ in range(3 + n):
+            self.synchronize()
+            begin = time.perf_counter()
+            step()
+            self.synchronize()
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times[3:]) * 1e3
+
+    def synchronize(self) -> None:
+        """Wait for the card."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def reset_peak(self) -> None:
+        """Count peak memory from here."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+
+def write_bf16(path: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
+    """Tame random weights as BF16 safetensors in BFL's names."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    spread = {name: 1.0 if name.endswith("scale") else 0.3 / shape[-1] ** 0.5 for name, shape in shapes.items()}
+    save_file({n: (torch.randn(s, device=device) * spread[n]).bfloat16().cpu() for n, s in shapes.items()}, path)
+
+
+def write_q8_0(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Random Q8_0 blocks for all matrices, F32 for the rest."""
+    import gguf
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "flux")
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            writer.add_tensor(name, rng.normal(1.0 if name.endswith("scale") else 0.0, 0.02, shape).astype(np.float32))
+            continue
+        blocks = rng.integers(0, 256, (shape[0], shape[1] // 32, 34), dtype=np.uint8)
+        scale = np.array([0.3 / shape[1] ** 0.5 / 74], np.float16)  # int8 of uniform bytes spreads by 74
+        blocks[..., :2] = scale.view(np.uint8)
+        writer.add_tensor(name, blocks.reshape(shape[0], -1), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def anonymous_gb() -> float:
+    """Memory of this process that is no mapped file (Linux)."""
+    gc.collect()
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024 / GB
+    return float("nan")
+
+
+if __name__ == "__main__":
+    main()
