@@ -55,7 +55,7 @@ def main() -> None:
     report = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "versions": versions(),
-        "command": " ".join(["python", "benchmarks/full_size.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/full_size.py", *(["--dynamic"] if options.dynamic else [])]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "rows": rows,
     }

@@ -21,7 +21,7 @@ class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
         if not (self.comfy_cast_weights or self.weight_function or self.bias_function):
             return super().forward(x)
         if self.weight_function or getattr(self, "weight_lowvram_function", None) is not None:
-            self.convert_weight(self.weight)
+            self.refuse_patches()
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self,
             dtype=x.dtype if self.is_dense else self.weight.dtype,
@@ -34,10 +34,16 @@ class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
         return y
 
     def convert_weight(self, weight: Tensor, **_: object) -> Tensor:
-        """ComfyUI asks here for the weight that it is about to patch. Raises ValueError for packed weights."""
-        if self.is_dense:
-            return weight
-        raise ValueError(
-            f"A node before the sampler (a LoRA loader or a model merge) changes weights of this model, but they are "
-            f"stored as {self.qtype}, which ComfyUI's patches cannot change. Load a BF16 file, or remove that node."
-        )
+        """ComfyUI hands over the weight that it moves, or, cast to a float type, the weight that it will patch."""
+        if weight.dtype != self.weight.dtype:
+            self.refuse_patches()
+        return weight
+
+    def refuse_patches(self) -> None:
+        """Raises ValueError where the weight is packed: arithmetic on its bytes would be nonsense."""
+        if not self.is_dense:
+            raise ValueError(
+                "A node before the sampler (a LoRA loader or a model merge) changes weights of this model, but they "
+                f"are stored as {self.qtype}, which ComfyUI's patches cannot change. "
+                "Load a BF16 file, or remove that node."
+            )

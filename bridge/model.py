@@ -71,7 +71,8 @@ def _stored_dtype(weights: Weights) -> torch.dtype:
     """What most weights are stored as; packed and float32 weights count as bfloat16, FLUX's own precision."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in weights.values():
-        sizes[tensor.data.dtype if tensor.is_dense else torch.bfloat16] += tensor.data.nbytes
+        is_half = tensor.data.dtype in (torch.float16, torch.bfloat16)
+        sizes[tensor.data.dtype if is_half else torch.bfloat16] += tensor.data.nbytes
     return sizes.most_common(1)[0][0]
 
 

@@ -33,13 +33,6 @@ def load_pack() -> ModuleType:
 load_pack()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no NVIDIA card here"))
-
-
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """ComfyUI's folder, importable in this process, on the CPU unless there is a card."""

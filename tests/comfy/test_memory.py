@@ -1,12 +1,19 @@
 """Our MODEL under ComfyUI's memory management."""
 
 import gc
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from flux_files import write_gguf
+from kontextkit.devtools.stand_ins import bfl_shapes
 from oracle import DEVICE, error, inputs, k_sampler
+from safetensors.torch import save_file
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 @pytest.fixture
@@ -83,6 +90,26 @@ def gguf_twin(twins, tmp_path):
     return write_gguf(tmp_path / "twin.gguf", load_file(twins.path), "Q8_0")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_loading_maps_the_file_and_copies_next_to_nothing(comfyui, tmp_path, kind):
+    """In a process of its own: memory that is not the mapped file, before and after."""
+    tensors = {name: torch.zeros(shape).bfloat16() for name, shape in bfl_shapes(1024, 64, 64, 2, 4).items()}
+    path = tmp_path / f"model.{kind}"
+    save_file(tensors, path) if kind == "safetensors" else write_gguf(path, tensors, "BF16")
+    del tensors
+    script = f"""
+import sys
+sys.path[:0] = [{str(SUPPORT)!r}, {str(comfyui)!r}]
+import memory_of_a_load
+memory_of_a_load.main({str(path)!r})
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    copied = int(result.stdout.split()[-1])
+    assert copied < 0.15 * path.stat().st_size
+
+
 def test_the_size_that_comfyui_sees_is_that_of_the_packed_weights(gguf_twin, twins):
     from kontextkit.bridge.model import load
 
@@ -124,3 +151,16 @@ def test_patching_plain_weights_works_as_in_core(twins, model):
 def test_saving_the_model_is_refused_in_a_sentence(model):
     with pytest.raises(ValueError, match="is saved by no node"):
         model.state_dict_for_saving()
+
+
+def test_moving_packed_weights_through_comfyui_s_patch_path_leaves_them_as_they_are(gguf_twin):
+    """Dynamic VRAM moves tiny layers this way even where nothing patches them."""
+    from kontextkit.bridge.model import load
+
+    patcher = load(gguf_twin, "float32")
+    key = "diffusion_model.transformer.proj_out.weight"
+    before = patcher.model.diffusion_model.transformer.proj_out.weight.clone()
+    patcher.patch_weight_to_device(key, torch.device(DEVICE), force_cast=True)
+    after = patcher.model.diffusion_model.transformer.proj_out.weight
+    assert after.dtype == torch.uint8
+    assert torch.equal(after.cpu(), before)

@@ -13,7 +13,9 @@ def models(twins):
     import comfy.sd
     from kontextkit.bridge.model import load
 
-    return load(twins.path, "float32"), comfy.sd.load_diffusion_model(str(twins.path))
+    return load(twins.path, "float32"), comfy.sd.load_diffusion_model(
+        str(twins.path), model_options={"dtype": torch.float32}
+    )
 
 
 def both(models, sample, **more):
