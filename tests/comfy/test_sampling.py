@@ -3,6 +3,7 @@
 import pytest
 import torch
 from oracle import NEGATIVE, POSITIVE, conditioning, error, k_sampler, latent, normal
+from safetensors.torch import load_file, save_file
 
 LIMIT = 1e-4
 
@@ -185,3 +186,21 @@ def test_each_compute_dtype_samples_near_float32(models, twins, dtype):
         assert model.model.get_dtype_inference() == expected
     exact = conditioning(1, references=[(16, 12)], guidance=1.0)  # ComfyUI rounds 1000 * guidance to the dtype
     assert error(k_sampler(model, positive=exact), k_sampler(models[0], positive=exact)) < 0.02
+
+
+def test_a_scaled_fp8_file_samples_as_comfyui_s_own_loader_does(twins, tmp_path):
+    import comfy.sd
+    from kontextkit.bridge.model import load
+
+    tensors = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, tensor in load_file(twins.path).items():
+        tensors[name] = tensor
+        if tensor.ndim == 2:
+            scale = tensor.abs().max() / 448
+            tensors[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            tensors[name.removesuffix("weight") + "scale_weight"] = scale
+    path = tmp_path / "fp8.safetensors"
+    save_file(tensors, path)
+    ours, core = load(path, "float32"), comfy.sd.load_diffusion_model(str(path))
+    core.set_model_compute_dtype(torch.float32)
+    assert error(k_sampler(ours), k_sampler(core)) < LIMIT
