@@ -56,4 +56,9 @@ def run(python: Path, module: str, *arguments: str, environment: dict[str, str] 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except subprocess.CalledProcessError as failure:
+        sys.exit(f"[dev] this command failed, its words stand above; run again to retry: {failure.cmd}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -28,17 +29,19 @@ def main() -> None:
     write_stand_ins(options.base / "models")
     draw_example(options.base / "input" / "example.png")
     say("starting ComfyUI")
-    with ComfyServer(options.comfyui, options.base, options.serve or 0) as server:
-        serve(server) if options.serve else edit(server)
+    try:
+        with ComfyServer(options.comfyui, options.base, options.serve or 0) as server:
+            serve(server) if options.serve else edit(server)
+    except KeyboardInterrupt:
+        say("stopped")
+    except RuntimeError as error:
+        sys.exit(f"[dev] {error}")
 
 
 def serve(server: ComfyServer) -> None:
     """Stay up until Ctrl-C."""
     say(f"ComfyUI with KontextKit: {server.url}  (log: {server.log}; Ctrl-C ends it)")
-    try:
-        server.process.wait()
-    except KeyboardInterrupt:
-        say("stopping")
+    server.process.wait()
 
 
 def edit(server: ComfyServer) -> None:

@@ -54,20 +54,25 @@ def prepare(version: str) -> tuple[Path, Path]:
     own = os.environ.get("COMFYUI_PATH")
     name = "own-comfyui" if own else f"comfyui-{version}"
     python = environment_python(name)
-    wishes = [ROOT / "requirements.txt", ROOT / "requirements-dev.txt"]
-    if not (python.parent.parent / "pyvenv.cfg").exists():
+    if own and not Path(own, "main.py").exists():
+        sys.exit(f"COMFYUI_PATH={own}: there is no ComfyUI (no main.py). Unset it, or name the folder of a ComfyUI.")
+    if not _stamp(python).exists():  # also where an earlier run was interrupted
         say(f"making the environment .venv/{name}")
         subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
     comfyui = Path(own).resolve() if own else _comfyui_source(version, python)
-    wishes.append(comfyui / "requirements.txt")
-    _install(python, wishes)
+    _install(python, [ROOT / "requirements.txt", ROOT / "requirements-dev.txt", comfyui / "requirements.txt"])
     return python, comfyui
+
+
+def _stamp(python: Path) -> Path:
+    """The file that tells what was installed; written last."""
+    return python.parent.parent / "kontextkit-installed.txt"
 
 
 def _install(python: Path, requirements: list[Path]) -> None:
     """Install the requirements, unless the same ones were installed here before."""
     content = "\n".join([*TORCH, *(path.read_text() for path in requirements)])
-    stamp = python.parent.parent / "kontextkit-installed.txt"
+    stamp = _stamp(python)
     digest = hashlib.sha256(content.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return

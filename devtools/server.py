@@ -38,7 +38,7 @@ class ComfyServer:
 
     def __init__(self, comfyui: Path, base: Path, port: int = 0, extra: tuple[str, ...] = ()):
         self.base = base
-        self.port = port or _free_port()
+        self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = base / "comfyui.log"
         link_pack(base)
@@ -55,7 +55,11 @@ class ComfyServer:
             )
 
     def __enter__(self) -> ComfyServer:
-        self.wait_until_ready()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -72,7 +76,6 @@ class ComfyServer:
                     return
             except requests.ConnectionError:
                 time.sleep(0.3)
-        self.stop()
         raise RuntimeError(f"ComfyUI did not start; the end of {self.log}:\n{self.log.read_text()[-3000:]}")
 
     def stop(self) -> None:
@@ -142,7 +145,12 @@ def link_pack(base: Path) -> None:
         link.symlink_to(ROOT, target_is_directory=True)
 
 
-def _free_port() -> int:
+def _free_port(wish: int) -> int:
+    """The wished port, or any for 0. Raises RuntimeError where it is taken."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wish))
+        except OSError as error:
+            raise RuntimeError(f"port {wish} is taken by another program; choose another with --port") from error
         return probe.getsockname()[1]
