@@ -2,16 +2,23 @@
 
 python3 dev.py demo     edit a picture in a real ComfyUI and print where it lies
 python3 dev.py test     run all tests, on the newest and the oldest supported ComfyUI
-python3 dev.py serve    start ComfyUI with this pack
+python3 dev.py serve    start ComfyUI with this pack, for you to try
+
+Words after `test` go to pytest. $COMFYUI_PATH names a ComfyUI of your own, $KONTEXTKIT_CACHE the folder for downloads,
+$CHROMIUM a browser.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036 - whoever reads this message has not installed the package
+    sys.exit(f"dev.py needs Python 3.10 or newer, this is {sys.version.split()[0]}")
 
 from devtools.environment import NEWEST, OLDEST, RELEASES, ROOT, find_browser, prepare, prepare_browser, say
 
@@ -21,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("demo", "test", "serve"))
     parser.add_argument("--comfyui", choices=RELEASES, metavar="VERSION", help=f"one of {', '.join(RELEASES)}")
-    parser.add_argument("--port", type=int, default=8188, help="for serve")
+    parser.add_argument("--port", type=int, default=8188, help="for serve, 8188 by default")
     options, rest = parser.parse_known_args()
     if options.command == "test":
         return test([options.comfyui] if options.comfyui else [NEWEST, OLDEST], rest)
@@ -36,10 +43,10 @@ def main() -> int:
 def test(versions: list[str], pytest_arguments: list[str]) -> int:
     """All tests on each version; with $COMFYUI_PATH on that one alone."""
     statuses = []
-    for version in versions[:1] if "COMFYUI_PATH" in os.environ else versions:
+    for version in versions[:1] if os.environ.get("COMFYUI_PATH") else versions:
         python, comfyui = prepare(version)
         prepare_browser(python)
-        say(f"testing on ComfyUI {version}")
+        say(f"testing on {comfyui.name}")
         environment = {"COMFYUI_PATH": str(comfyui), "CHROMIUM": find_browser() or ""}
         statuses.append(run(python, "pytest", *pytest_arguments, environment=environment))
     return max(statuses)
@@ -47,15 +54,18 @@ def test(versions: list[str], pytest_arguments: list[str]) -> int:
 
 def run(python: Path, module: str, *arguments: str, environment: dict[str, str] | None = None) -> int:
     """A module in the environment, from the checkout's root; its exit status."""
+    command = [str(python), "-m", module, *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | (environment or {}))
     try:
-        return subprocess.run(
-            [str(python), "-m", module, *arguments], cwd=ROOT, env=os.environ | (environment or {})
-        ).returncode
-    except KeyboardInterrupt:
-        return 130
+        return process.wait()
+    finally:  # it stops its own ComfyUI first
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main())
     except KeyboardInterrupt:

