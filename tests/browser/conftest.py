@@ -13,7 +13,7 @@ from playwright.sync_api import Page, sync_playwright
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not outlive the browser tests
 def browser() -> Iterator[Any]:
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM") or None, args=QUIET)

@@ -1,7 +1,5 @@
 """The node: what it lists, when it loads again, what it says."""
 
-import asyncio
-
 import pytest
 import torch
 from oracle import error, inputs
@@ -25,10 +23,9 @@ def folders(comfyui, tmp_path, monkeypatch):
 
 @pytest.fixture
 def node(comfyui):
-    import kontextkit
+    from kontextkit.nodes.load_model import KontextLoadModel
 
-    (node,) = asyncio.run(asyncio.run(kontextkit.comfy_entrypoint()).get_node_list())
-    return node
+    return KontextLoadModel
 
 
 def test_models_of_all_folders_are_listed_once_and_sorted(folders, node):
