@@ -1,6 +1,7 @@
 """Our MODEL under ComfyUI's memory management."""
 
 import gc
+import inspect
 import subprocess
 import sys
 import weakref
@@ -139,6 +140,15 @@ def test_patching_packed_weights_is_refused_in_a_sentence(gguf_twin):
         k_sampler(patcher)
 
 
+def test_a_patch_that_dynamic_vram_attaches_to_packed_weights_is_refused_too(gguf_twin):
+    from kontextkit.bridge.model import load
+
+    layer = load(gguf_twin, "float32").model.diffusion_model.transformer.single_transformer_blocks[0].proj_out
+    layer.comfy_cast_weights, layer.weight_lowvram_function = True, lambda weight: weight
+    with pytest.raises(ValueError, match=r"stored as Q8_0, which ComfyUI's patches cannot change"):
+        layer(torch.randn(2, 1280))
+
+
 def test_patching_plain_weights_works_as_in_core(twins, model):
     key = "diffusion_model.transformer.single_transformer_blocks.0.proj_out.weight"
     patched = model.clone()
@@ -160,7 +170,8 @@ def test_moving_packed_weights_through_comfyui_s_patch_path_leaves_them_as_they_
     patcher = load(gguf_twin, "float32")
     key = "diffusion_model.transformer.proj_out.weight"
     before = patcher.model.diffusion_model.transformer.proj_out.weight.clone()
-    patcher.patch_weight_to_device(key, torch.device(DEVICE), force_cast=True)
+    force = {"force_cast": True} if "force_cast" in inspect.signature(patcher.patch_weight_to_device).parameters else {}
+    patcher.patch_weight_to_device(key, torch.device(DEVICE), **force)
     after = patcher.model.diffusion_model.transformer.proj_out.weight
     assert after.dtype == torch.uint8
     assert torch.equal(after.cpu(), before)

@@ -33,6 +33,16 @@ def test_k_sampler_with_guidance_by_cfg(models):
     assert both(models, k_sampler, cfg=3.0) < LIMIT
 
 
+def test_k_sampler_without_guidance_embedding(twins_without_guidance):
+    """Such a model has another schedule: ComfyUI takes it for FLUX.1 [schnell]."""
+    import comfy.sd
+    from kontextkit.bridge.model import load
+
+    path = twins_without_guidance.path
+    core = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+    assert both((load(path, "float32"), core), k_sampler) < LIMIT
+
+
 def test_k_sampler_over_a_batch(models):
     assert both(models, k_sampler, start=latent(batch=3)) < LIMIT
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from kontextkit.engine.flux.loop import predict_velocity
+from kontextkit.engine.flux import blocks, loop
 from kontextkit.engine.flux.positions import patchify, unpatchify
 
 
@@ -41,16 +41,29 @@ def test_velocity_is_diffusers_own(transformer, inputs):
         guidance=guidance,
         return_dict=False,
     )[0][:, :24]
-    ours = predict_velocity(transformer, **inputs, guidance=guidance, n_target=24)
+    ours = loop.predict_velocity(transformer, **inputs, guidance=guidance, n_target=24)
     assert (ours - expected).norm() / expected.norm() < 1e-5
 
 
-def test_float16_stays_finite_where_the_residual_stream_overflows(transformer, inputs):
-    transformer.x_embedder.weight.mul_(3e4)
-    transformer.half()
+OVERFLOWS = {  # the Linear whose output is made large, and the modulation whose last chunk gates it
+    "img": ("transformer_blocks.1.ff.net.2", "transformer_blocks.1.norm1.linear"),
+    "txt": ("transformer_blocks.0.ff_context.net.2", "transformer_blocks.0.norm1_context.linear"),
+    "joined": ("single_transformer_blocks.1.proj_out", "single_transformer_blocks.1.norm.linear"),
+}
+
+
+@pytest.mark.parametrize("clamped", [True, False])
+@pytest.mark.parametrize("stream", OVERFLOWS)
+def test_float16_stays_finite_only_by_clamping(transformer, inputs, stream, clamped, monkeypatch):
+    large, gate = (transformer.half().get_submodule(name) for name in OVERFLOWS[stream])
+    large.bias.fill_(6e4)
+    gate.bias[-256:] = 50
+    if not clamped:
+        for module in (blocks, loop):
+            monkeypatch.setattr(module, "clamp_half", lambda x: x)
     halves = {name: t.half() if name in ("img", "txt", "pooled") else t for name, t in inputs.items()}
-    velocity = predict_velocity(transformer, **halves, guidance=torch.ones(2), n_target=24)
-    assert velocity.isfinite().all()
+    velocity = loop.predict_velocity(transformer, **halves, guidance=torch.ones(2), n_target=24)
+    assert velocity.isfinite().all() == clamped
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 6), (5, 9)])

@@ -54,6 +54,14 @@ def test_diffusers_names_are_taken_as_they_are(save):
     assert all(torch.equal(t, theirs.state_dict()[name]) for name, t in ours.state_dict().items())
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "transformer."])
+def test_every_prefix_is_found_and_what_stands_beside_it_is_left_alone(prefix, bfl_tensors, save):
+    beside = {"vae.decoder.conv_in.weight": torch.ones(4, 4)} if prefix else {}
+    config, weights = read_weights(save({prefix + name: t for name, t in bfl_tensors.items()} | beside))
+    assert (config.num_layers, config.num_single_layers) == (2, 3)
+    assert torch.equal(weights["x_embedder.weight"].data, bfl_tensors["img_in.weight"])
+
+
 def test_separate_q_k_v_are_views_of_the_fused_matrix(gguf_file):
     checkpoint = open_checkpoint(gguf_file("Q8_0"))
     _, weights = read_weights(checkpoint)

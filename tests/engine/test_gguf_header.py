@@ -45,6 +45,14 @@ def test_header_is_what_gguf_py_reads(file):
         assert (ours.offset, ours.n_bytes) == (theirs.data_offset, theirs.n_bytes)
 
 
+def test_version_2_is_read_alike(file):
+    content = bytearray(file.read_bytes())
+    expected = read_header(file)
+    content[4:8] = struct.pack("<I", 2)
+    file.write_bytes(content)
+    assert read_header(file) == expected
+
+
 def header_of(*entries: bytes, n_tensors: int | None = None, pairs: bytes = b"", n_pairs: int = 0, tail: int = 4096):
     n = len(entries) if n_tensors is None else n_tensors
     return b"GGUF" + struct.pack("<IQQ", 3, n, n_pairs) + pairs + b"".join(entries) + bytes(tail)
