@@ -27,11 +27,12 @@ class Checkpoint:
 
     def require_supported(self, names: Iterable[str]) -> None:
         """Raise CheckpointError where one of these tensors is of a type without a decoder."""
+        names = list(names)
         foreign = [name for name in names if not is_supported(self.tensors[name].qtype)]
         if foreign:
             raise CheckpointError(
                 f"{self.file_name}: tensor {foreign[0]!r} is stored as {self.tensors[foreign[0]].qtype} "
-                f"({len(foreign)} tensors in all), which this loader cannot decode yet. "
+                f"({len(foreign)} of {len(names)} tensors), which this loader cannot decode yet. "
                 f"Use a file of one of these types: {', '.join(supported_types())}."
             )
 
@@ -61,10 +62,13 @@ def _map_gguf(path: Path, header: Header) -> dict[str, PackedTensor]:
 
 
 def _view(mapping: Tensor, info: TensorInfo) -> PackedTensor:
+    """Matrices as they lie in the file; a packed vector is decoded, for its blocks may not fall on its parts."""
     data = mapping[info.offset : info.offset + info.n_bytes]
     blocks = block_type(info.qtype)
     if info.qtype in DENSE:
         data = data.view(DENSE[info.qtype]).view(info.shape)
+    elif blocks is not None and len(info.shape) == 1:
+        return PackedTensor(blocks.decode(data), "F32", info.shape)
     elif blocks is not None:
         data = data.view(*info.shape[:-1], blocks.row_bytes(info.shape[-1]))
     return PackedTensor(data, info.qtype, info.shape)

@@ -123,16 +123,16 @@ def infer_config(shapes: Shapes, dialect: Dialect, file_name: str) -> FluxConfig
         return shapes[name]
 
     hidden, in_channels = shape(dialect.img_in)
-    head_dim = next((shapes[n][0] for n in (f"{dialect.head_norm}.{s}" for s in ("scale", "weight")) if n in shapes), 0)
+    head_norms = [shapes[name] for s in ("scale", "weight") if (name := f"{dialect.head_norm}.{s}") in shapes]
     if in_channels != TOKEN_CHANNELS:
         raise CheckpointError(
             f"{file_name}: {dialect.img_in} takes {in_channels} channels a token, Kontext takes {TOKEN_CHANNELS}. "
             "This is a FLUX.1 Fill, Canny or Depth model; load it with ComfyUI's UNETLoader."
         )
-    if head_dim not in (0, HEAD_DIM) or hidden % HEAD_DIM:
+    if any(norm != (HEAD_DIM,) for norm in head_norms) or hidden % HEAD_DIM:
+        heads = f"heads of {list(head_norms[0])}" if head_norms else "unknown heads"
         raise CheckpointError(
-            f"{file_name}: {hidden} wide with heads of {head_dim or 'unknown width'}; FLUX.1 has heads of {HEAD_DIM}. "
-            "Choose a FLUX.1 Kontext model."
+            f"{file_name}: {hidden} wide with {heads}; FLUX.1 has heads of {HEAD_DIM}. Choose a FLUX.1 Kontext model."
         )
     return FluxConfig(
         in_channels=in_channels,

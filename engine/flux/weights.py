@@ -31,6 +31,7 @@ def read_weights(checkpoint: Checkpoint) -> tuple[FluxConfig, Weights]:
         weights = {_with_scale(name): tensor for name, tensor in weights.items()}
     expected = _diffusers_names(config) if dialect is DIFFUSERS else _bfl_names(config)
     _compare(checkpoint.file_name, expected, weights)
+    _check_dimensions(checkpoint.file_name, weights)
     return config, weights if dialect is DIFFUSERS else _from_bfl(config, weights)
 
 
@@ -63,6 +64,17 @@ def _compare(file_name: str, expected: Iterable[str], found: Iterable[str]) -> N
             f"{file_name}: {len(extra)} tensors belong to no FLUX.1 transformer: {listing(extra)}. "
             "This is another model or a patched one; choose a plain FLUX.1 Kontext file."
         )
+
+
+def _check_dimensions(file_name: str, weights: Weights) -> None:
+    """Linears have matrices, everything else vectors; whether the sizes fit is seen when the model is built."""
+    for name, tensor in weights.items():
+        is_vector = name.endswith((".bias", ".scale")) or ".norm_" in name
+        if len(tensor.shape) != (1 if is_vector else 2):
+            raise CheckpointError(
+                f"{file_name}: tensor {name!r} has shape {list(tensor.shape)}, expected {1 if is_vector else 2} "
+                "dimensions. The file is damaged or not a plain FLUX.1 model; download it again."
+            )
 
 
 def _from_bfl(config: FluxConfig, weights: Weights) -> Weights:

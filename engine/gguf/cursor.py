@@ -9,6 +9,7 @@ from ..errors import CheckpointError
 
 MAX_STRING = 1 << 20  # bytes; keys and names are far shorter, chat templates reach some 100 KB
 MAX_ARRAY_DEPTH = 2
+MAX_ENTRIES = 1 << 19  # of a table that must be walked entry by entry; vocabularies reach half of it
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -40,6 +41,13 @@ class Cursor:
     def scalar(self, code: str) -> int | float | bool:
         """One number of struct format `code`."""
         return struct.unpack_from("<" + code, self.buffer, self.skip(struct.calcsize("<" + code)))[0]
+
+    def entries(self, unit_bytes: int, what: str) -> int:
+        """A count of things to be read one by one."""
+        n = self.count(unit_bytes, what)
+        if n > MAX_ENTRIES:
+            raise self.fail(f"{n} {what}, at most {MAX_ENTRIES} are allowed")
+        return n
 
     def count(self, unit_bytes: int, what: str) -> int:
         """A 64-bit count of things of at least `unit_bytes` each, which must fit in the rest of the file."""
@@ -73,6 +81,6 @@ class Cursor:
             item_bytes = struct.calcsize("<" + _SCALARS[item_type])
             self.skip(self.count(item_bytes, "array items") * item_bytes)
             return None
-        for _ in range(self.count(8, "array items")):
+        for _ in range(self.entries(8, "array items")):
             self.value(item_type, depth + 1)
         return None

@@ -36,7 +36,8 @@ class PackedTensor:
 
     def rows(self, start: int, stop: int) -> PackedTensor:
         """Rows `start` to `stop` (exclusive) as a view of the same memory."""
-        return replace(self, data=self.data[start:stop], shape=(stop - start, *self.shape[1:]))
+        data = self.data[start:stop]
+        return replace(self, data=data, shape=(data.shape[0], *self.shape[1:]))
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight as floats (*shape) of `dtype`; a view where the type already is `dtype`."""

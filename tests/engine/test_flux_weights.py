@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from flux_files import write_gguf
 from kontextkit.devtools.stand_ins import bfl_shapes
 from kontextkit.engine.checkpoint import Checkpoint, open_checkpoint
 from kontextkit.engine.errors import CheckpointError
@@ -91,7 +92,7 @@ def test_a_tensor_of_another_shape_is_named(bfl_tensors, save):
 
 
 def test_an_unsupported_quantization_is_named_with_its_tensor(gguf_file):
-    with pytest.raises(CheckpointError, match=r"'img_in.weight' is stored as Q4_1 \(.* tensors in all\)"):
+    with pytest.raises(CheckpointError, match=r"'img_in.weight' is stored as Q4_1 \(39 of 92 tensors\)"):
         read_weights(open_checkpoint(gguf_file("Q4_1")))
 
 
@@ -127,5 +128,35 @@ def test_flux_fill_is_refused_with_its_channels(bfl_tensors, save):
 
 def test_other_head_widths_are_refused(bfl_tensors, save):
     bfl_tensors["single_blocks.0.norm.query_norm.scale"] = torch.ones(64)
-    with pytest.raises(CheckpointError, match=r"heads of 64; FLUX\.1 has heads of 128"):
+    with pytest.raises(CheckpointError, match=r"heads of \[64\]; FLUX\.1 has heads of 128"):
         read_weights(save(bfl_tensors))
+
+
+ODD = {
+    "img_in.weight": [128, 64, 1],
+    "img_in.bias": [],
+    "single_blocks.0.norm.query_norm.scale": [],
+    "double_blocks.0.img_attn.norm.key_norm.scale": [2, 2],
+    "double_blocks.0.img_attn.qkv.weight": [100, 128],
+    "double_blocks.0.img_attn.qkv.bias": [],
+    "single_blocks.1.linear1.weight": [200, 128],
+    "final_layer.adaLN_modulation.1.weight": [3, 128],
+    "final_layer.adaLN_modulation.1.bias": [],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_tensor_of_an_odd_shape_is_refused_wherever_it_stands(name, bfl_tensors, save):
+    checkpoint = save(bfl_tensors | {name: torch.zeros(ODD[name])})
+    with pytest.raises(CheckpointError, match=r"^model\.safetensors: "):
+        build_transformer(*read_weights(checkpoint), checkpoint.file_name)
+
+
+def test_packed_vectors_are_decoded_and_split_like_any_other(bfl_tensors, tmp_path):
+    """Some converters quantize biases too."""
+    path = write_gguf(tmp_path / "all.gguf", bfl_tensors, "Q8_0", vectors="Q8_0")
+    _, weights = read_weights(open_checkpoint(path))
+    bias = weights["single_transformer_blocks.0.attn.to_k.bias"]
+    expected = bfl_tensors["single_blocks.0.linear1.bias"][128:256]
+    assert bias.shape == (128,)
+    assert torch.allclose(bias.decode(), expected, atol=2e-3)

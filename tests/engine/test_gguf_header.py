@@ -69,6 +69,9 @@ def pair(key: bytes, type_id: int, payload: bytes) -> bytes:
 HOSTILE = {
     "version": b"GGUF" + struct.pack("<IQQ", 9, 0, 0),
     "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
+    "a million strings": header_of(
+        pairs=pair(b"k", 9, struct.pack("<IQ", 8, 1 << 20)), n_pairs=1, tail=(1 << 20) * 8 + 64
+    ),
     "tensor count of 2^63": header_of(n_tensors=1 << 63),
     "pair count of 2^62": header_of(n_pairs=1 << 62),
     "string past the end": header_of(pairs=struct.pack("<Q", 1 << 40), n_pairs=1),
