@@ -25,7 +25,9 @@ from devtools.environment import NEWEST, OLDEST, RELEASES, ROOT, find_browser, p
 
 def main() -> int:
     """The exit status of what was run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("command", choices=("demo", "test", "serve"))
     parser.add_argument("--comfyui", choices=RELEASES, metavar="VERSION", help=f"one of {', '.join(RELEASES)}")
     parser.add_argument("--port", type=int, default=8188, help="for serve, 8188 by default")

@@ -5,9 +5,10 @@ The keys and arguments are those of `comfy/ldm/flux/model.py`, so that a patch m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import comfy.model_management
+import comfy.ops
 from comfy.ldm.flux.math import attention
 from torch import Tensor
 
@@ -21,20 +22,22 @@ class ComfyHooks(BlockHooks):
 
     def __init__(self, transformer_options: dict[str, Any], control: dict[str, Any] | None):
         self.options = transformer_options.copy()
-        self.patches = self.options.get("patches", {})
-        self.replacements = self.options.get("patches_replace", {}).get("dit", {})
         self.control = control or {}
+
+    def patches(self, name: str) -> Iterable[Callable[..., Any]]:
+        """The patches of one kind, as they are now: a patch may add others."""
+        return self.options.get("patches", {}).get(name, ())
 
     def embedded(
         self, img: Tensor, txt: Tensor, img_ids: Tensor, txt_ids: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         out = {"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids}
-        for patch in self.patches.get("post_input", ()):
+        for patch in self.patches("post_input"):
             out = patch({**out, "transformer_options": self.options})
         return out["img"], out["txt"], out["img_ids"], out["txt_ids"]
 
     def around(self, place: BlockPlace, run: Run, stream: Stream) -> tuple[Tensor, Tensor]:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        comfy.ops.run_every_op()  # interrupts, unless torch.compile is tracing
         n_joined = stream.img.shape[1] + (place.n_txt if place.kind == "double" else 0)
         self.options |= {
             "block_type": place.kind,
@@ -42,26 +45,30 @@ class ComfyHooks(BlockHooks):
             "total_blocks": place.n_blocks,
             "img_slice": [place.n_txt, n_joined],
         }
-        replace = self.replacements.get((f"{place.kind}_block", place.index))
+        replacements = self.options.get("patches_replace", {}).get("dit", {})
+        replace = replacements.get((f"{place.kind}_block", place.index))
         if replace is None:
             return run(stream)
 
         def original(args: dict[str, Any]) -> dict[str, Tensor]:
             inner = Stream(args["img"], args.get("txt", stream.txt), args["vec"], args["pe"], args.get("attn_mask"))
-            img, txt = run(inner)
-            return {"img": img, "txt": txt}
+            outer, self.options = self.options, args.get("transformer_options", self.options)
+            try:
+                img, txt = run(inner)
+            finally:
+                self.options = outer
+            return {"img": img, "txt": txt} if place.kind == "double" else {"img": img}
 
-        out = replace(
-            {
-                "img": stream.img,
-                "txt": stream.txt,
-                "vec": stream.vec,
-                "pe": stream.pe,
-                "attn_mask": stream.mask,
-                "transformer_options": self.options,
-            },
-            {"original_block": original},
-        )
+        args = {
+            "img": stream.img,
+            "vec": stream.vec,
+            "pe": stream.pe,
+            "attn_mask": stream.mask,
+            "transformer_options": self.options,
+        }
+        if place.kind == "double":
+            args["txt"] = stream.txt
+        out = replace(args, {"original_block": original})
         return out["img"], out.get("txt", stream.txt)
 
     def residual(self, place: BlockPlace) -> Tensor | None:
@@ -69,11 +76,11 @@ class ComfyHooks(BlockHooks):
         return residuals[place.index] if place.index < len(residuals) else None
 
     def attend(self, place: BlockPlace, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, mask: Tensor | None) -> Tensor:
-        for patch in self.patches.get("attn1_patch", ()):
+        for patch in self.patches("attn1_patch"):
             out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=self.options)
             q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
             pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
         x = attention(q, k, v, pe=pe, mask=mask, transformer_options=self.options)
-        for patch in self.patches.get("attn1_output_patch", ()):
+        for patch in self.patches("attn1_output_patch"):
             x = patch(x, self.options)
         return x

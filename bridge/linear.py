@@ -45,5 +45,5 @@ class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
             raise ValueError(
                 "A node before the sampler (a LoRA loader or a model merge) changes weights of this model, but they "
                 f"are stored as {self.qtype}, which ComfyUI's patches cannot change. "
-                "Load a BF16 file, or remove that node."
+                "Remove that node."
             )

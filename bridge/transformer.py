@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import comfy.patcher_extension
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ..engine.flux.loop import predict_velocity
 from ..engine.flux.positions import PATCH, Place, Rope, grid_ids, patchify, place_references, unpatchify
 from .hooks import ComfyHooks
+
+ROPE_OPTIONS = {field.name for field in fields(Rope)}
 
 
 class HostedTransformer(nn.Module):
@@ -64,7 +67,7 @@ class HostedTransformer(nn.Module):
         sizes = [(latent.shape[-2], latent.shape[-1]) for latent in latents]
         method = kwargs.get("ref_latents_method", self.default_ref_method)
         places = [Place(), *place_references(sizes[0], sizes[1:], method)]
-        rope = Rope(**options.get("rope_options", {}))
+        rope = Rope(**{k: v for k, v in (options.get("rope_options") or {}).items() if k in ROPE_OPTIONS})
         grids = [grid_ids(size, place, rope, x.device) for size, place in zip(sizes, places, strict=True)]
         img_ids = torch.cat(grids).expand(x.shape[0], -1, -1)
         tokens = [patchify(latent) for latent in latents]

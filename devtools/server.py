@@ -74,7 +74,7 @@ class ComfyServer:
             try:
                 if requests.get(f"{self.url}/system_stats", timeout=5).ok:
                     return
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.3)
         raise RuntimeError(f"ComfyUI did not start; the end of {self.log}:\n{self.log.read_text()[-3000:]}")
 

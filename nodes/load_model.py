@@ -32,8 +32,8 @@ class KontextLoadModel(io.ComfyNode):
                     "compute_dtype",
                     options=["auto", *COMPUTE_DTYPES],
                     default="auto",
-                    tooltip="The precision of the arithmetic; the weights stay as they are stored. auto takes the "
-                    "fastest one that your device runs FLUX in: bfloat16, else float16, else float32 (CPU).",
+                    tooltip="The precision of the arithmetic; the weights stay as they are stored. auto: float16 for a "
+                    "float16 file, else bfloat16, where your device runs it; float32 on the CPU.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="For KSampler, BasicGuider, CFGGuider and every other MODEL input.")],

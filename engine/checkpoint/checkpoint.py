@@ -48,6 +48,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             return Checkpoint(path.name, *read_safetensors(path))
         header = read_header(path)
         return Checkpoint(path.name, _map_gguf(path, header), header.metadata)
+    except RuntimeError as error:  # torch's and safetensors' word for a mapping that the system refused
+        gigabytes = path.stat().st_size / 1e9
+        raise CheckpointError(
+            f"{path.name}: the system would not map this file of {gigabytes:.1f} GB ({error}). "
+            "Close other programs, enlarge the swap file, or use a smaller quantization."
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"{path.name}: the file cannot be read ({error.strerror or error}). It may have been moved or deleted "

@@ -28,7 +28,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, PackedTensor], dict[str, obj
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path.name}: broken safetensors file ({error}). "
             "The download is damaged or incomplete; download the file again."

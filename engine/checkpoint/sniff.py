@@ -24,24 +24,30 @@ def sniff(path: Path) -> str:
         head = file.read(512)
     if not head:
         raise CheckpointError(f"{path.name}: the file is empty (0 bytes). Download it again.")
-    for magic, what, remedy in _STRANGERS:
-        if head.lstrip().lower().startswith(magic.lower()):
-            raise CheckpointError(
-                f"{path.name}: this is {what}; expected a .gguf or .safetensors model. Next: {remedy}, "
-                "then download the file again."
-            )
     if head[:4] == b"GGUF":
         kind = "GGUF"
-    elif head[8:9] == b"{":
+    elif head[8:9] == b"{":  # after eight bytes of length, which may look like anything
         kind = "safetensors"
     else:
-        raise CheckpointError(
-            f"{path.name}: neither GGUF nor safetensors (it begins with {head[:8]!r}). "
-            "Choose a FLUX.1 Kontext model file, or download this one again."
-        )
+        raise CheckpointError(_explain(path.name, head))
     if path.suffix.lower() not in _EXTENSIONS[kind]:
         raise CheckpointError(
             f"{path.name}: the content is {kind} but the name ends in {path.suffix!r}. "
             f"Rename it to {path.stem}{_EXTENSIONS[kind][0]} and refresh the page."
         )
     return kind
+
+
+def _explain(file_name: str, head: bytes) -> str:
+    """What a file of neither kind is, by its first bytes."""
+    text = head.lstrip().lower()
+    for magic, what, remedy in _STRANGERS:
+        if head.startswith(magic) or text.startswith(magic):
+            return (
+                f"{file_name}: this is {what}; expected a .gguf or .safetensors model. Next: {remedy}, "
+                "then download the file again."
+            )
+    return (
+        f"{file_name}: neither GGUF nor safetensors (it begins with {head[:8]!r}). "
+        "Choose a FLUX.1 Kontext model file, or download this one again."
+    )

@@ -79,6 +79,8 @@ PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 _COUSINS = (
     ("distilled_guidance_layer.", "a Chroma transformer", "UNETLoader"),
     ("double_stream_modulation_img.", "a FLUX.2 transformer", "UNETLoader"),
+    ("txt_norm.weight", "a Qwen-Image transformer", "UNETLoader"),
+    ("controlnet_", "a ControlNet", "ControlNetLoader"),
 )
 _OTHERS = (
     *_COUSINS,
@@ -134,10 +136,16 @@ def infer_config(shapes: Shapes, dialect: Dialect, file_name: str) -> FluxConfig
         raise CheckpointError(
             f"{file_name}: {hidden} wide with {heads}; FLUX.1 has heads of {HEAD_DIM}. Choose a FLUX.1 Kontext model."
         )
+    n_double, n_single = (_count_blocks(shapes, stem) for stem in (dialect.double, dialect.single))
+    if not (n_double and n_single):
+        raise CheckpointError(
+            f"{file_name}: {n_double} {dialect.double} and {n_single} {dialect.single}; FLUX.1 has both kinds. "
+            "The file is incomplete; download it again, and whole where it comes in parts."
+        )
     return FluxConfig(
         in_channels=in_channels,
-        num_layers=_count_blocks(shapes, dialect.double),
-        num_single_layers=_count_blocks(shapes, dialect.single),
+        num_layers=n_double,
+        num_single_layers=n_single,
         num_attention_heads=hidden // HEAD_DIM,
         joint_attention_dim=shape(dialect.txt_in)[1],
         pooled_projection_dim=shape(dialect.vector_in)[1],

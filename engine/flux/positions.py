@@ -34,7 +34,6 @@ class Place:
 class Rope:
     """Stretch and shift of all positions (ComfyUI's ScaleROPE); the default leaves them as they are."""
 
-    scale_t: float = 1.0  # without effect: an image has one index
     scale_y: float = 1.0
     scale_x: float = 1.0
     shift_t: float = 0.0

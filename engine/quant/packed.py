@@ -53,8 +53,7 @@ def decode(data: Tensor, qtype: str, dtype: torch.dtype, scale: Tensor | None = 
     blocks = block_type(qtype)
     if blocks is not None:
         return blocks.decode(data, dtype)
-    weights = data.to(dtype)
-    return weights if scale is None else weights * scale.to(weights)
+    return data.to(dtype) if scale is None else (data.float() * scale).to(dtype)  # small scales vanish in float16
 
 
 def is_supported(qtype: str) -> bool:

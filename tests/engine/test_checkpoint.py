@@ -79,6 +79,15 @@ def test_what_is_not_a_model_is_named(name, tmp_path):
     assert str(caught.value).startswith(name)
 
 
+@pytest.mark.parametrize("length", [640, 35615, 66176])
+def test_a_header_whose_length_looks_like_another_format_is_read(length, tmp_path):
+    """640 and 66176 begin with a pickle's bytes, 35615 with gzip's."""
+    table = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + table.ljust(length) + bytes(4))
+    assert list(open_checkpoint(path).tensors) == ["a"]
+
+
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"gone\.gguf: the file cannot be read .* press R"):
         open_checkpoint(tmp_path / "gone.gguf")

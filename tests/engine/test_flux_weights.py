@@ -78,6 +78,12 @@ def test_missing_tensors_are_counted_and_the_first_are_named(bfl_tensors, save):
         read_weights(save(kept))
 
 
+def test_a_file_without_blocks_is_incomplete(bfl_tensors, save):
+    kept = {name: t for name, t in bfl_tensors.items() if "_blocks." not in name}
+    with pytest.raises(CheckpointError, match=r"0 double_blocks and 0 single_blocks; FLUX\.1 has both kinds"):
+        read_weights(save(kept))
+
+
 def test_extra_tensors_are_counted_and_named(bfl_tensors, save):
     extra = {"pulid_ca.0.weight": torch.ones(2, 2), "pulid_ca.0.bias": torch.ones(2)}
     with pytest.raises(CheckpointError, match=r"2 tensors belong to no FLUX.1 transformer: pulid_ca.0.bias"):
