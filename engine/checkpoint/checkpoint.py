@@ -12,23 +12,22 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..gguf import Header, TensorInfo, read_header
 from ..quant import PackedTensor, block_type
-from ..quant.packed import DENSE, is_supported, supported_types
+from ..quant.packed import DENSE, supported_types
 from .safetensors_file import read_safetensors
 from .sniff import sniff
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """file_name: for messages; tensors: by name, views of the mapped file; metadata: the file's own, unchecked."""
+    """file_name: for messages; tensors: by name, views of the mapped file."""
 
     file_name: str
     tensors: dict[str, PackedTensor]
-    metadata: dict[str, object]
 
     def require_supported(self, names: Iterable[str]) -> None:
         """Raise CheckpointError where one of these tensors is of a type without a decoder."""
         names = list(names)
-        foreign = [name for name in names if not is_supported(self.tensors[name].qtype)]
+        foreign = [name for name in names if self.tensors[name].qtype not in supported_types()]
         if foreign:
             raise CheckpointError(
                 f"{self.file_name}: tensor {foreign[0]!r} is stored as {self.tensors[foreign[0]].qtype} "
@@ -45,9 +44,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     try:
         if sniff(path) == "safetensors":
-            return Checkpoint(path.name, *read_safetensors(path))
+            return Checkpoint(path.name, read_safetensors(path))
         header = read_header(path)
-        return Checkpoint(path.name, _map_gguf(path, header), header.metadata)
+        return Checkpoint(path.name, _map_gguf(path, header))
     except RuntimeError as error:  # torch's and safetensors' word for a mapping that the system refused
         gigabytes = path.stat().st_size / 1e9
         raise CheckpointError(

@@ -22,18 +22,17 @@ _SCALES = (".scale_weight", ".weight_scale")
 _IGNORED = (".scale_input", ".input_scale", ".comfy_quant")
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, PackedTensor], dict[str, object]]:
-    """(tensors, metadata) of the safetensors file at `path`; tensors are views of the library's mapping."""
+def read_safetensors(path: Path) -> dict[str, PackedTensor]:
+    """The tensors of the safetensors file at `path`; views of the library's mapping."""
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
     except (SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path.name}: broken safetensors file ({error}). "
             "The download is damaged or incomplete; download the file again."
         ) from error
-    return _pack(tensors, path.name), metadata
+    return _pack(tensors, path.name)
 
 
 def _pack(tensors: dict[str, Tensor], file_name: str) -> dict[str, PackedTensor]:

@@ -43,7 +43,6 @@ class FluxConfig:
 class Dialect:
     """A way to name FLUX's tensors; the fields name those whose shapes tell the configuration."""
 
-    name: str
     img_in: str
     txt_in: str
     vector_in: str
@@ -54,7 +53,6 @@ class Dialect:
 
 
 BFL = Dialect(
-    name="BFL",
     img_in="img_in.weight",
     txt_in="txt_in.weight",
     vector_in="vector_in.in_layer.weight",
@@ -64,7 +62,6 @@ BFL = Dialect(
     head_norm="single_blocks.0.norm.query_norm",
 )
 DIFFUSERS = Dialect(
-    name="diffusers",
     img_in="x_embedder.weight",
     txt_in="context_embedder.weight",
     vector_in="time_text_embed.text_embedder.linear_1.weight",

@@ -56,11 +56,6 @@ def decode(data: Tensor, qtype: str, dtype: torch.dtype, scale: Tensor | None = 
     return data.to(dtype) if scale is None else (data.float() * scale).to(dtype)  # small scales vanish in float16
 
 
-def is_supported(qtype: str) -> bool:
-    """Whether a tensor of this type can be decoded."""
-    return qtype in supported_types()
-
-
 def supported_types() -> list[str]:
     """The names of all types that can be decoded, sorted."""
     return sorted([*DENSE, *FP8, *block_types()])

@@ -37,7 +37,7 @@ def test_bfl_names_become_what_diffusers_converts_them_to(prefix, norm):
     }
     spelled = {prefix + name.replace("_norm.scale", f"_norm.{norm}"): t for name, t in tensors.items()}
     packed = {name: PackedTensor(t, "F8_E4M3", tuple(t.shape)) for name, t in spelled.items()}
-    _, weights = read_weights(Checkpoint("model.safetensors", packed, {}))
+    _, weights = read_weights(Checkpoint("model.safetensors", packed))
     expected = convert_flux_transformer_checkpoint_to_diffusers(tensors)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[n].data.view(torch.uint8), expected[n].view(torch.uint8)) for n in weights)
