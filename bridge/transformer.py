@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.flux.loop import predict_velocity
-from ..engine.flux.positions import PATCH, Place, Rope, grid_ids, patchify, place_references, unpatchify
+from ..engine.flux.positions import PATCH, Rope, lay_out, unpatchify
 from .hooks import ComfyHooks
 
 ROPE_OPTIONS = {field.name for field in fields(Rope)}
@@ -63,14 +63,10 @@ class HostedTransformer(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        latents = [x, *(ref_latents or ())]
-        sizes = [(latent.shape[-2], latent.shape[-1]) for latent in latents]
         method = kwargs.get("ref_latents_method", self.default_ref_method)
-        places = [Place(), *place_references(sizes[0], sizes[1:], method)]
         rope = Rope(**{k: v for k, v in (options.get("rope_options") or {}).items() if k in ROPE_OPTIONS})
-        grids = [grid_ids(size, place, rope, x.device) for size, place in zip(sizes, places, strict=True)]
-        img_ids = torch.cat(grids).expand(x.shape[0], -1, -1)
-        tokens = [patchify(latent) for latent in latents]
+        tokens, img_ids = lay_out([x, *(ref_latents or ())], method, rope)
+        img_ids = img_ids.expand(x.shape[0], -1, -1)
         if ref_latents:
             options = options | {"reference_image_num_tokens": [t.shape[1] for t in tokens[1:]]}
         velocity = predict_velocity(
@@ -86,4 +82,4 @@ class HostedTransformer(nn.Module):
             mask=kwargs.get("attention_mask"),
             hooks=ComfyHooks(options, control),
         )
-        return unpatchify(velocity, *sizes[0])
+        return unpatchify(velocity, *x.shape[-2:])

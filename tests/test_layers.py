@@ -23,6 +23,9 @@ INSIDE_ENGINE = {
     "quant": {"errors"},
     "checkpoint": {"errors", "gguf", "quant"},
     "flux": {"errors", "checkpoint", "quant"},
+    "words": set(),
+    "metrics": set(),
+    "training": {"errors", "flux"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 

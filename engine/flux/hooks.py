@@ -9,6 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocks import double_block, single_block
 from .rope import rotate
 
 
@@ -41,7 +42,13 @@ Run = Callable[[Stream], tuple[Tensor, Tensor]]  # the block itself: (img, txt) 
 
 
 class BlockHooks:
-    """Subclass to add; one object serves one forward pass."""
+    """Subclass to add; one object serves one forward pass.
+
+    double_block, single_block: what runs a block, for hosts that compile them.
+    """
+
+    double_block = staticmethod(double_block)
+    single_block = staticmethod(single_block)
 
     def embedded(
         self, img: Tensor, txt: Tensor, img_ids: Tensor, txt_ids: Tensor

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import Module, clamp_half, double_block, modulate, single_block
+from .blocks import Module, clamp_half, modulate
 from .hooks import BlockHooks, BlockPlace, Stream
 from .rope import embed_positions
 
@@ -32,7 +32,7 @@ def predict_velocity(
 ) -> Tensor:
     """Velocity (B, n_target, C) of the first `n_target` img tokens.
 
-    img: (B, L_img, C) target then reference tokens; txt: (B, L_txt, D_txt); ids: (B, L, 3).
+    img: (B, L_img, C) target then reference tokens; txt: (B, L_txt, D_txt); ids: (1 or B, L, 3).
     timestep: (B,) in 0-1; pooled: (B, >= D_pooled) or None for zeros; guidance: (1 or B,) or None for none.
     """
     hooks = hooks or BlockHooks()
@@ -55,7 +55,9 @@ def run_double_blocks(blocks: Module, stream: Stream, hooks: BlockHooks) -> None
         place = BlockPlace("double", i, len(blocks), stream.txt.shape[1])
 
         def run(s: Stream, block: Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
-            return double_block(block, s.img, s.txt, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
+            return hooks.double_block(
+                block, s.img, s.txt, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask)
+            )
 
         stream.img, stream.txt = hooks.around(place, run, stream)
         add_residual(stream.img, hooks.residual(place))
@@ -72,7 +74,7 @@ def run_single_blocks(blocks: Module, stream: Stream, hooks: BlockHooks) -> None
         place = BlockPlace("single", i, len(blocks), n_txt)
 
         def run(s: Stream, block: Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
-            x = single_block(block, s.img, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
+            x = hooks.single_block(block, s.img, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
             return x, s.txt
 
         joined, _ = hooks.around(place, run, Stream(joined, joined[:, :n_txt], stream.vec, stream.pe, stream.mask))

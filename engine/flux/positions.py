@@ -70,6 +70,15 @@ def grid_ids(size: Size, place: Place, rope: Rope, device: torch.device) -> Tens
     return torch.cartesian_prod(index[None], rows, columns)
 
 
+def lay_out(latents: Sequence[Tensor], method: str, rope: Rope | None = None) -> tuple[list[Tensor], Tensor]:
+    """Target and reference latents (B, C, h, w) -> tokens (B, L, 4C) of each, and img_ids (1, sum of L, 3)."""
+    sizes = [(latent.shape[-2], latent.shape[-1]) for latent in latents]
+    places = [Place(), *place_references(sizes[0], sizes[1:], method)]
+    device = latents[0].device
+    grids = [grid_ids(size, where, rope or Rope(), device) for size, where in zip(sizes, places, strict=True)]
+    return [patchify(latent) for latent in latents], torch.cat(grids)[None]
+
+
 def place_references(target: Size, sizes: Sequence[Size], method: str) -> list[Place]:
     """Where each reference stands. Raises ValueError for an unknown method."""
     if sizes and method not in METHODS:

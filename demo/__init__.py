@@ -1,0 +1,1 @@
+"""The demo model: its files and how they were made."""

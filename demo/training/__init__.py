@@ -1,0 +1,1 @@
+"""How the demo model was made: drawn scenes, an autoencoder, flow matching, guidance distillation."""

@@ -1,0 +1,86 @@
+"""Did an edit succeed? Judged on pictures alone, by what should have changed and what should not.
+
+All but SSIM is judged on pictures blurred a little, so that an edge drawn half a pixel beside its place is no change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...engine.metrics.ssim import ssim
+
+BLUR = 0.01  # radius, in shorter sides
+CHANGE = 0.12  # of a channel in 0-1, from which a pixel counts as changed
+LEAST_OVERLAP = 0.75  # of the changed and the rightly changed area: intersection over union
+LARGEST_SHIFT = 0.03  # of the changed area's middle, in shorter sides
+LARGEST_COLOR_ERROR = 0.06  # of a channel's mean over the area that should change
+LARGEST_ERROR = 0.08  # mean over channels and the pixels of that area: a wrong texture is larger
+LARGEST_STRAY = 0.01  # share of changed pixels where none should change
+BORDER = 0.016  # around the area that should change, in shorter sides, where pixels are not judged
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One value (B,) a picture for each of the five judgements, and SSIM to the right picture.
+
+    overlap, shift: presence and position of what changed; color_error, error: its colors and texture; stray: what
+    changed elsewhere.
+    """
+
+    overlap: Tensor
+    shift: Tensor
+    color_error: Tensor
+    error: Tensor
+    stray: Tensor
+    ssim: Tensor
+
+    @property
+    def success(self) -> Tensor:
+        """(B,) bool: all five within their limits."""
+        return (
+            (self.overlap >= LEAST_OVERLAP)
+            & (self.shift <= LARGEST_SHIFT)
+            & (self.color_error <= LARGEST_COLOR_ERROR)
+            & (self.error <= LARGEST_ERROR)
+            & (self.stray <= LARGEST_STRAY)
+        )
+
+
+def judge(before: Tensor, right: Tensor, result: Tensor) -> Verdict:
+    """before: the first reference; right: the true picture; result: the model's. All (B, 3, H, W) in 0-1."""
+    side = min(right.shape[-2:])
+    likeness = ssim(right, result)
+    before, right, result = (_blur(picture, round(BLUR * side)) for picture in (before, right, result))
+    should = _changed(before, right)  # (B, H, W)
+    did = _changed(before, result)
+    overlap = (should & did).sum((1, 2)) / (should | did).sum((1, 2)).clamp(min=1)
+    shift = (_middle(should) - _middle(did)).norm(dim=1) / side
+    area = should[:, None].float()
+    n_pixels = area.sum((2, 3)).clamp(min=1)  # (B, 1)
+    color_error = (((result - right) * area).sum((2, 3)) / n_pixels).abs().amax(dim=1)
+    error = (((result - right).abs().mean(dim=1, keepdim=True) * area).sum((2, 3)) / n_pixels)[:, 0]
+    reach = 2 * round(BORDER * side) + 1
+    far = F.max_pool2d(area, reach, stride=1, padding=reach // 2)[:, 0] == 0
+    stray = (far & _changed(right, result)).sum((1, 2)) / far.sum((1, 2)).clamp(min=1)
+    return Verdict(overlap, shift, color_error, error, stray, likeness)
+
+
+def _blur(picture: Tensor, radius: int) -> Tensor:
+    return F.avg_pool2d(picture, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+
+
+def _changed(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs().amax(dim=1) > CHANGE
+
+
+def _middle(area: Tensor) -> Tensor:
+    """Mean row and column (B, 2) of an area (B, H, W); far away where it is empty."""
+    rows = torch.arange(area.shape[1], device=area.device, dtype=torch.float32)
+    columns = torch.arange(area.shape[2], device=area.device, dtype=torch.float32)
+    n = area.sum((1, 2))
+    middle = torch.stack((area.sum(2).float() @ rows, area.sum(1).float() @ columns), dim=1) / n.clamp(min=1)[:, None]
+    return torch.where(n[:, None] > 0, middle, torch.full_like(middle, -1e3))

@@ -1,0 +1,76 @@
+"""Edits drawn and encoded once, from which batches are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from ...engine.words.vocabulary import N_POSITIONS, PADDING, Vocabulary
+from .autoencoder import Autoencoder
+from .draw import draw
+from .edits import KINDS, random_edit
+from .recipe import Size
+
+SHARES = {0: 0.1, 1: 0.64, 2: 0.16, 3: 0.1}  # of edits with so many references
+_KINDS = [kind for kinds in KINDS.values() for kind in kinds]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Edits of one number of references: latents (N, 1 + references, 16, h, w), the result first; ids (N, L)."""
+
+    latents: Tensor
+    ids: Tensor
+
+
+def build_pool(
+    n: int, size: Size, autoencoder: Autoencoder, vocabulary: Vocabulary, rng: Random, device: torch.device
+) -> dict[int, Group]:
+    """About n edits of pictures of a size in pixels, by number of references."""
+    return {
+        n_references: _group(max(1, round(n * share)), n_references, size, autoencoder, vocabulary, rng, device)
+        for n_references, share in SHARES.items()
+    }
+
+
+@torch.no_grad()
+def _group(
+    n: int,
+    n_references: int,
+    size: Size,
+    autoencoder: Autoencoder,
+    vocabulary: Vocabulary,
+    rng: Random,
+    device: torch.device,
+) -> Group:
+    height, width = size
+    side = min(size)
+    edits = [random_edit(rng.choice(KINDS[n_references]), rng, width / side, height / side) for _ in range(n)]
+    at_once = max(1, 64 * 256 * 256 // (height * width * (1 + n_references)))
+    latents = []
+    for i in range(0, n, at_once):
+        part = edits[i : i + at_once]
+        scenes = [scene for edit in part for scene in (edit.result, *edit.references)]
+        pictures = (draw(scenes, height, width, device) * 255).round() / 255
+        with torch.autocast(device.type, torch.bfloat16):
+            encoded = autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last))
+        latents.append(encoded.bfloat16().unflatten(0, (len(part), 1 + n_references)))
+    ids = torch.tensor([word_ids(edit.prompt, vocabulary) for edit in edits], device=device)
+    return Group(torch.cat(latents), ids)
+
+
+def word_ids(prompt: str, vocabulary: Vocabulary) -> list[int]:
+    """N_POSITIONS ids. Raises KeyError for a word the vocabulary lacks: a prompt of ours has none."""
+    words = vocabulary.read(prompt)
+    if words.unknown or words.beyond:
+        raise KeyError(f"{prompt!r}: {words.unknown + words.beyond} cannot be read")
+    return words.ids + [PADDING] * (N_POSITIONS - len(words.ids))
+
+
+def learn_words(rng: Random) -> Vocabulary:
+    """Every word of the prompts that `edits` can write."""
+    prompts = [random_edit(kind, rng).prompt for kind in _KINDS for _ in range(1500)]
+    return Vocabulary(sorted({word for prompt in prompts for word in prompt.split()}))

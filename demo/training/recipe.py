@@ -1,0 +1,54 @@
+"""Every number of the training in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Size = tuple[int, int]  # height and width in pixels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How large, how long, on how much."""
+
+    seed: int = 20261121
+    # the transformer
+    width: int = 256  # of tokens and of words; heads are 128 wide
+    n_double: int = 2
+    n_single: int = 6
+    # the autoencoder
+    channels: tuple[int, ...] = (64, 64, 64, 64)
+    latent_noise: float = 0.1  # added to latents of unit spread while it learns, so that decoding forgives
+    pictures: int = 12000
+    autoencoder_steps: int = 4600
+    autoencoder_batch: int = 18
+    autoencoder_rate: float = 6e-4
+    decoder_steps: int = 2000  # more for the decoder alone, on whole pictures
+    decoder_rate: float = 3e-4
+    # the transformer's lessons
+    rate: float = 1.2e-3
+    n_main: int = 120000  # edits of 256x256 pictures
+    n_other: int = 3000  # edits of each other size
+    other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
+    edit_steps: int = 30000
+    guidance_steps: int = 1500
+    guidance_rate: float = 4e-4
+    most_guidance: float = 10.0
+    dropped_prompts: float = 0.1
+    tokens: int = 96000  # a batch holds about so many, whatever the size of its pictures
+
+
+SMOKE = Recipe(
+    n_double=1,
+    n_single=1,
+    pictures=4,
+    autoencoder_steps=2,
+    autoencoder_batch=2,
+    decoder_steps=2,
+    n_main=10,
+    n_other=4,
+    other_sizes=((128, 160),),
+    edit_steps=2,
+    guidance_steps=2,
+    tokens=1200,
+)

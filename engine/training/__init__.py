@@ -1,0 +1,1 @@
+"""Training FLUX models: the loss and the loop."""

@@ -1,0 +1,1 @@
+"""A text encoder of whole words, for models with a small vocabulary of their own."""
