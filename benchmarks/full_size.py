@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "full_size.json")
     options = parser.parse_args()
     import_comfyui(options.dynamic)
-    from kontextkit.devtools.stand_ins import bfl_shapes
+    from kontextkit.devtools.flux_shapes import bfl_shapes
 
     shapes = bfl_shapes(**(TINY if options.tiny else FULL))
     side = 16 if options.tiny else 128

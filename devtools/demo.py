@@ -1,4 +1,4 @@
-"""The demo: a real ComfyUI edits a picture with the bundled workflow and writes the result."""
+"""The demo: a real ComfyUI edits a picture with the bundled demo model and workflow, and writes the result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from PIL import Image, ImageDraw
 
 from .environment import say
 from .server import ROOT, ComfyServer
-from .stand_ins import api_with_stand_ins, ui_with_stand_ins, write_stand_ins
+from .stand_ins import ui_with_stand_ins, write_stand_ins
 
-WORKFLOW = ROOT / "workflows" / "api" / "kontext_edit.json"
-UI_WORKFLOW = ROOT / "workflows" / "kontext_edit.json"
-STEPS = 8
+WORKFLOW = ROOT / "workflows" / "api" / "kontext_demo.json"
+PICTURES = ("before", "after", "side_by_side")  # in the order of the workflow's nodes
 
 
 def main() -> None:
@@ -28,9 +27,6 @@ def main() -> None:
     parser.add_argument("--serve", type=int, metavar="PORT")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    say("using small model files with random weights: no trained demo model exists yet, the result will be noise")
-    write_stand_ins(options.base / "models")
-    draw_example(options.base / "input" / "example.png")
     say("starting ComfyUI")
     try:
         with ComfyServer(options.comfyui, options.base, options.serve or 0) as server:
@@ -42,12 +38,16 @@ def main() -> None:
 
 
 def serve(server: ComfyServer) -> None:
-    """Stay up until Ctrl-C, with the workflow for the small files among the user's own."""
-    mine = server.base / "user" / "default" / "workflows" / "kontext_edit_with_random_weights.json"
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    mine.write_text(json.dumps(ui_with_stand_ins(json.loads(UI_WORKFLOW.read_text()), STEPS)))
+    """Stay up until Ctrl-C, with every bundled workflow, on the demo model, among the user's own."""
+    write_stand_ins(server.base / "models")
+    draw_example(server.base / "input" / "example.png")
+    mine = server.base / "user" / "default" / "workflows"
+    mine.mkdir(parents=True, exist_ok=True)
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        (mine / path.name).write_text(json.dumps(ui_with_stand_ins(workflow)), encoding="utf-8")
     say(f"ComfyUI with KontextKit: {server.url}  (log: {server.log}; Ctrl-C ends it)")
-    say(f"to try it, open {mine.stem} in the sidebar's Workflows; its model files are random, under the real names")
+    say("to try it, open kontext_demo in the sidebar's Workflows; the workflows there run on the small demo model")
     server.process.wait()
 
 
@@ -57,36 +57,35 @@ def edit(server: ComfyServer) -> None:
 
     def show(_node: str, step: int, steps: int) -> None:
         seen.append((step, time.perf_counter()))
-        say(f"step {step} of {steps}")
+        if step % 7 == 0:
+            say(f"step {step} of {steps}")
 
-    say(f"queueing {WORKFLOW.relative_to(ROOT)}")
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    (prompt,) = (node["inputs"]["text"] for node in workflow.values() if node["class_type"] == "CLIPTextEncode")
+    say(f'queueing {WORKFLOW.relative_to(ROOT)}: "{prompt}"')
     begin = time.perf_counter()
-    pictures = server.run(api_with_stand_ins(json.loads(WORKFLOW.read_text()), STEPS), show)
+    pictures = server.run(workflow, show)
     seconds = time.perf_counter() - begin
     folder = ROOT / ".dev" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    before = folder / "before.png"
-    before.write_bytes((server.base / "input" / "example.png").read_bytes())
-    say(f"before: {before}")
-    for number, picture in enumerate(pictures):
-        path = folder / f"after{number or ''}.png"
+    for name, picture in zip(PICTURES, pictures, strict=True):
+        path = folder / f"{name}.png"
         path.write_bytes(picture)
-        say(f"after:  {path}")
+        say(f"{name.replace('_', ' ')}: {path}")
     (first_step, first), (last_step, last) = seen[0], seen[-1]
     pace = (last - first) / (last_step - first_step)
-    say(f"{pace:.2f} s a step, {seconds:.1f} s for the edit, on a tiny model with random weights: the picture is noise")
+    say(f"{pace:.2f} s a step, {seconds:.1f} s for the edit with loading, on the demo model")
 
 
 def draw_example(path: Path) -> None:
-    """A picture to edit: a red ball on a green field under a blue sky."""
-    if path.exists():
-        return
-    picture = Image.new("RGB", (256, 256), (120, 180, 235))
+    """A picture to edit, of the demo model's world: a red circle and a white square on yellow."""
+    scale = 4  # drawn larger, for smooth edges
+    picture = Image.new("RGB", (256 * scale, 256 * scale), (247, 222, 56))
     pen = ImageDraw.Draw(picture)
-    pen.rectangle((0, 165, 256, 256), fill=(90, 160, 80))
-    pen.ellipse((90, 110, 170, 190), fill=(205, 50, 45))
+    pen.ellipse([n * scale for n in (40, 120, 124, 204)], fill=(219, 38, 36))
+    pen.rectangle([n * scale for n in (150, 50, 218, 118)], fill=(245, 245, 242))
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    picture.resize((256, 256), Image.Resampling.BOX).save(path)
 
 
 if __name__ == "__main__":

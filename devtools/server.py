@@ -88,7 +88,7 @@ class ComfyServer:
             self.process.wait()
 
     def run(self, workflow: dict[str, Any], on_progress: Progress | None = None) -> list[bytes]:
-        """Queue an API-format workflow and wait; the saved pictures as PNG bytes.
+        """Queue an API-format workflow and wait; its pictures as PNG bytes, in the order of the workflow's nodes.
 
         Raises PromptError where ComfyUI refuses the workflow or a node fails.
         """
@@ -113,9 +113,10 @@ class ComfyServer:
         return answer.json()["prompt_id"]
 
     def pictures(self, prompt_id: str) -> list[bytes]:
-        """The pictures that a finished prompt saved."""
+        """The pictures that a finished prompt saved or previewed, in the order of the workflow's nodes."""
         history = requests.get(f"{self.url}/history/{prompt_id}", timeout=60).json()[prompt_id]
-        images = [image for output in history["outputs"].values() for image in output.get("images", ())]
+        outputs, (_number, _id, workflow, *_) = history["outputs"], history["prompt"]
+        images = [image for node in workflow for image in outputs.get(node, {}).get("images", ())]
         return [requests.get(f"{self.url}/view", params=image, timeout=60).content for image in images]
 
 

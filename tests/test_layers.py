@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "engine": {"engine"},
     "bridge": {"bridge", "engine"},
     "nodes": {"nodes", "bridge", "engine"},
+    "demo": {"demo", "engine"},
     "devtools": {"devtools"},
 }
 INSIDE_ENGINE = {
@@ -50,7 +51,7 @@ def test_imports_point_one_way(path):
     for module in imports(path):
         if module[0] in MAY_IMPORT:
             assert module[0] in MAY_IMPORT[room], f"{room} may not import {'.'.join(module)}"
-        if room in ("engine", "devtools"):
+        if room in ("engine", "demo", "devtools"):
             assert module[0] not in COMFYUI, f"{room} may not import ComfyUI ({module[0]})"
 
 

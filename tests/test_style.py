@@ -22,6 +22,7 @@ def test_ruff_would_format_nothing():
 
 def test_mypy_finds_nothing(tmp_path):
     (tmp_path / "kontextkit").symlink_to(ROOT)  # the checkout's own folder name may be no Python name
-    packages = [word for room in ("engine", "bridge", "nodes", "devtools") for word in ("-p", f"kontextkit.{room}")]
+    rooms = ("engine", "bridge", "nodes", "demo", "devtools")
+    packages = [word for room in rooms for word in ("-p", f"kontextkit.{room}")]
     config = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"))
     run("mypy", *config, *packages, cwd=tmp_path)

@@ -17,23 +17,25 @@ from .edits import KINDS, random_edit
 from .recipe import Recipe
 
 Report = Callable[[str], None]
-CROP = 128
 
 
 def train_autoencoder(recipe: Recipe, device: torch.device, seed: int, report: Report) -> Autoencoder:
     """A new one, settled; every process starts from the same weights and ends with them."""
     torch.manual_seed(recipe.seed)
     model = Autoencoder(recipe).to(device)
-    pools = {side: _pictures(recipe.pictures, side, Random(f"{seed} {side}"), device) for side in (CROP, 256)}
+    crop, whole = sides = recipe.side // 2, recipe.side
+    pools = {side: _pictures(recipe.pictures, side, Random(f"{seed} {side}"), device) for side in sides}
     whole_from = recipe.autoencoder_steps * 2 // 3
 
     def sample(step: int, generator: torch.Generator) -> Tensor:
         if step >= whole_from:
-            return _choose(pools[256], max(1, recipe.autoencoder_batch // 3), generator)
-        return _crop(_choose(pools[256 if step % 2 else CROP], recipe.autoencoder_batch, generator), generator)
+            return _choose(pools[whole], max(1, recipe.autoencoder_batch // 3), generator)
+        chosen = _choose(pools[whole if step % 2 else crop], recipe.autoencoder_batch, generator)
+        return _crop(chosen, crop, generator)
 
     _learn(model, recipe.autoencoder_steps, recipe.autoencoder_rate, sample, seed, report)
-    model.settle(_pictures(256, 256, Random("settle"), device).float() / 255)  # alike for all processes
+    shared = _pictures(min(256, recipe.pictures), whole, Random("settle"), device)  # alike for all processes
+    model.settle(shared.float() / 255)
     return model
 
 
@@ -41,7 +43,10 @@ def polish_decoder(model: Autoencoder, recipe: Recipe, device: torch.device, see
     """More for the decoder: whole pictures, less noise, the latents as they are."""
     model.freeze_encoder()
     model.noise = recipe.latent_noise / 2
-    pools = [_pictures(recipe.pictures, side, Random(f"polish {seed} {side}"), device) for side in (CROP, 256)]
+    pools = [
+        _pictures(recipe.pictures, side, Random(f"polish {seed} {side}"), device)
+        for side in (recipe.side // 2, recipe.side)
+    ]
 
     def sample(step: int, generator: torch.Generator) -> Tensor:
         n = recipe.autoencoder_batch if step % 3 == 0 else max(1, recipe.autoencoder_batch // 3)
@@ -76,9 +81,9 @@ def _choose(pool: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return pool[torch.randint(len(pool), (n,), generator=generator)]
 
 
-def _crop(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    top, left = (int(v) for v in torch.randint(pictures.shape[-1] - CROP + 1, (2,), generator=generator))
-    return pictures[..., top : top + CROP, left : left + CROP]
+def _crop(pictures: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    top, left = (int(v) for v in torch.randint(pictures.shape[-1] - side + 1, (2,), generator=generator))
+    return pictures[..., top : top + side, left : left + side]
 
 
 def _pictures(n: int, side: int, rng: Random, device: torch.device) -> Tensor:

@@ -30,16 +30,17 @@ def look(
     n_each: int,
     n_steps: int,
     guidance: float,
+    side: int,
     hooks: BlockHooks | None = None,
 ) -> str:
-    """Success and SSIM of n edits of every kind at 256x256, as a line."""
+    """Success and SSIM of n edits of every kind, as a line."""
     words = []
     for kinds in list(KINDS.values())[1:]:
         for kind in kinds:
             rng = Random(f"probe {kind}")
             edits = [random_edit(kind, rng) for _ in range(n_each)]
             columns = zip(*((edit.result, *edit.references) for edit in edits), strict=True)
-            right, *references = [draw(scenes, 256, 256, device) for scenes in columns]
+            right, *references = [draw(scenes, side, side, device) for scenes in columns]
             ids = torch.tensor([word_ids(edit.prompt, vocabulary) for edit in edits], device=device)
             with torch.autocast(device.type, torch.bfloat16):
                 context, pooled = model.words(ids)

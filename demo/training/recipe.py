@@ -12,6 +12,7 @@ class Recipe:
     """How large, how long, on how much."""
 
     seed: int = 20261121
+    side: int = 256  # pixels of most pictures
     # the transformer
     width: int = 256  # of tokens and of words; heads are 128 wide
     n_double: int = 2
@@ -27,7 +28,7 @@ class Recipe:
     decoder_rate: float = 3e-4
     # the transformer's lessons
     rate: float = 1.2e-3
-    n_main: int = 120000  # edits of 256x256 pictures
+    n_main: int = 120000  # edits of pictures of that side
     n_other: int = 3000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
     edit_steps: int = 30000
@@ -39,6 +40,7 @@ class Recipe:
 
 
 SMOKE = Recipe(
+    side=64,
     n_double=1,
     n_single=1,
     pictures=4,
@@ -47,8 +49,8 @@ SMOKE = Recipe(
     decoder_steps=2,
     n_main=10,
     n_other=4,
-    other_sizes=((128, 160),),
+    other_sizes=((64, 96),),
     edit_steps=2,
     guidance_steps=2,
-    tokens=1200,
+    tokens=200,
 )

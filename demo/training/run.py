@@ -59,7 +59,8 @@ class Run:
         n_parameters = sum(p.numel() for p in model.transformer.parameters())
         self.say(f"{n_parameters / 1e6:.2f} M parameters, {len(vocabulary.words)} words")
         autoencoder = self.autoencoder(start)
-        main = self.pool(self.recipe.n_main, (256, 256), autoencoder, vocabulary)
+        side = self.recipe.side
+        main = self.pool(self.recipe.n_main, (side, side), autoencoder, vocabulary)
         others = [self.pool(self.recipe.n_other, size, autoencoder, vocabulary) for size in self.recipe.other_sizes]
         lessons = Lessons(self.recipe, model, self.device, self.rank, self.hooks)
         lessons.editing(main, others, self.folder, self.say)
@@ -96,7 +97,9 @@ class Run:
         """Mean SSIM of held-out pictures through the autoencoder."""
         rng = Random("roundtrip")
         n = 64 if self.device.type == "cuda" else 2
-        pictures = draw([random_edit("paint", rng).result for _ in range(n)], 256, 256, self.device)
+        pictures = draw(
+            [random_edit("paint", rng).result for _ in range(n)], self.recipe.side, self.recipe.side, self.device
+        )
         parts = [ssim(part, model.decode(model.encode(part)).clamp(0, 1)) for part in pictures.split(16)]
         return float(torch.cat(parts).mean())
 
@@ -112,4 +115,8 @@ class Run:
         """Held-out edits, on the first process."""
         if self.rank == 0:
             n_each, n_steps = (64, 28) if self.device.type == "cuda" else (1, 2)
-            self.say(look(model, autoencoder, vocabulary, self.device, n_each, n_steps, guidance, self.hooks))
+            self.say(
+                look(
+                    model, autoencoder, vocabulary, self.device, n_each, n_steps, guidance, self.recipe.side, self.hooks
+                )
+            )

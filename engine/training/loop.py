@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -103,16 +104,16 @@ class Loop:
             os.replace(path.with_suffix(".part"), path)
 
     def resume(self, path: Path) -> bool:
-        """Goes on from a checkpoint, if there is one. Raises CheckpointError where it is of another model."""
+        """Goes on from a checkpoint, if there is one. Raises CheckpointError where it is of another model or torn."""
         if not path.exists():
             return False
-        state: dict[str, Any] = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
         try:
+            state: dict[str, Any] = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, UnpicklingError, EOFError) as error:
             raise CheckpointError(
-                f"{path.name}: this checkpoint is of another model or another way of training ({error}). "
+                f"{path.name}: this checkpoint is of another model or way of training, or torn ({error}). "
                 "Move it away to start anew, or train with the settings it was made with."
             ) from error
         self.step = state["step"]

@@ -13,6 +13,18 @@ LOAD = "async (graph) => { await app.loadGraphData(graph); await new Promise(don
 TYPES = "() => app.graph.nodes.map(node => [node.type, node.type in LiteGraph.registered_node_types])"
 
 
+SHOWING = "app.graph.nodes.filter(node => ['PreviewImage', 'SaveImage'].includes(node.type))"
+SIZES = {"kontext_demo": [[256, 256], [256, 256], [520, 256]], "kontext_edit": [[256, 256]]}
+
+
+def complaints(page):
+    """What the front-end says is missing or wrong: nodes it marks, and dialogs and toasts."""
+    marked = page.evaluate("() => app.graph.nodes.filter(node => node.has_errors).map(node => node.type)")
+    shown = page.locator("[role=dialog]:visible, .p-toast-message-error:visible, .p-toast-message-warn:visible")
+    texts = [text for text in shown.all_inner_texts() if not text.startswith("Templates")]  # on a first visit
+    return [*marked, *texts]
+
+
 def load(page, workflow):
     page.evaluate(LOAD, workflow)
 
@@ -37,20 +49,24 @@ def test_a_workflow_queues_as_its_api_twin(page, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_queued_from_the_page_paints_its_picture(page, server, screenshots, name):
+def test_a_workflow_queued_from_the_page_paints_its_pictures(page, server, screenshots, name):
     load(page, ui_with_stand_ins(json.loads((WORKFLOWS / f"{name}.json").read_text()), steps=2))
+    assert complaints(page) == []
     page.evaluate("async () => { await app.queuePrompt(0, 1); }")
-    page.wait_for_function(
-        "() => app.graph.nodes.some(node => node.type === 'SaveImage' && node.imgs?.length)", timeout=90_000
-    )
+    page.wait_for_function(f"() => {SHOWING}.every(node => node.imgs?.length)", timeout=90_000)
     page.wait_for_timeout(500)
     page.screenshot(path=screenshots / f"{name}.png")
-    picture = page.evaluate(
-        "() => { const image = app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0];"
-        " return [image.naturalWidth, image.naturalHeight]; }"
-    )
-    assert picture == [256, 256]
+    sizes = page.evaluate(f"() => {SHOWING}.map(node => [node.imgs[0].naturalWidth, node.imgs[0].naturalHeight])")
+    assert sorted(sizes) == SIZES[name]
+    assert complaints(page) == []
     assert list((server.base / "output").glob(f"{name}*.png"))
+
+
+def test_the_demo_needs_no_file_of_the_user():
+    """As it is, with no stand-ins: nothing in it names a file of a models or input folder."""
+    workflow = json.loads((WORKFLOWS / "kontext_demo.json").read_text())
+    assert ui_with_stand_ins(workflow) == workflow
+    assert not any("models" in node["properties"] or node["type"] == "LoadImage" for node in workflow["nodes"])
 
 
 def test_the_node_is_found_by_name_and_explains_its_inputs(page):

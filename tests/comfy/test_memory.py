@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from flux_files import write_gguf
-from kontextkit.devtools.stand_ins import bfl_shapes
+from kontextkit.devtools.flux_shapes import bfl_shapes
 from oracle import DEVICE, error, inputs, k_sampler
 from safetensors.torch import save_file
 

@@ -1,7 +1,8 @@
-"""A real server: the bundled workflow paints a picture, bad files are explained, the queue goes on."""
+"""A real server: the bundled workflows paint pictures, bad files are explained, the queue goes on."""
 
 import io
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -11,13 +12,18 @@ import pytest
 import requests
 import torch
 from flux_files import write_gguf
+from kontextkit.devtools.flux_shapes import bfl_shapes
 from kontextkit.devtools.server import PromptError
-from kontextkit.devtools.stand_ins import api_with_stand_ins, bfl_shapes, random_transformer
+from kontextkit.devtools.stand_ins import api_with_stand_ins
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / "workflows" / "api"
 EDIT = json.loads((WORKFLOWS / "kontext_edit.json").read_text())
+DEMO = json.loads((WORKFLOWS / "kontext_demo.json").read_text())
+SIZES = {"kontext_demo.json": [(256, 256), (256, 256), (520, 256)], "kontext_edit.json": [(256, 256)]}
+GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
 
 def edit(steps=2, **changes):
@@ -34,30 +40,47 @@ def only_load(name):
     }
 
 
+def opened(png):
+    """(height, width, 3) in 0-1."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) / 255
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in WORKFLOWS.glob("*.json")))
-def test_a_bundled_workflow_paints_a_picture(server, name):
+def test_a_bundled_workflow_paints_its_pictures(server, name):
     steps = []
     workflow = api_with_stand_ins(json.loads((WORKFLOWS / name).read_text()), 3)
-    (picture,) = server.run(workflow, lambda _node, step, _steps: steps.append(step))
-    image = Image.open(io.BytesIO(picture))
-    assert (image.format, image.size) == ("PNG", (256, 256))
-    assert np.asarray(image).std() > 10
+    pictures = [
+        Image.open(io.BytesIO(png)) for png in server.run(workflow, lambda _node, step, _steps: steps.append(step))
+    ]
+    assert [(picture.format, picture.size) for picture in pictures] == [("PNG", size) for size in SIZES[name]]
+    assert all(np.asarray(picture).std() > 10 for picture in pictures)
     assert steps[-1] == 3
+
+
+def test_the_demo_changes_what_the_prompt_names_and_keeps_the_rest(server):
+    assert DEMO["11"]["inputs"]["text"] == "make the background green"
+    before, after, side_by_side = (opened(png) for png in server.run(DEMO))
+    background = np.abs(before - GRAY).max(axis=2) < 0.01
+    assert 0.7 < background.mean() < 0.9
+    color = after[background].mean(axis=0)
+    assert np.linalg.norm(color - GREEN) < np.linalg.norm(color - GRAY) / 2
+    for rows, columns in ((slice(48, 104), slice(44, 100)), (slice(156, 178), slice(148, 226))):  # square, cross
+        assert np.ptp(before[rows, columns], axis=(0, 1)).max() == 0
+        assert np.abs(after[rows, columns] - before[rows, columns]).mean(axis=(0, 1)).max() < 0.1
+    assert np.array_equal(side_by_side[:, :256], before)
+    assert np.array_equal(side_by_side[:, -256:], after)
 
 
 @pytest.mark.parametrize("qtype", ["F16", "Q8_0", "Q4_0"])
 def test_a_gguf_file_paints_nearly_the_same_picture(server, models, qtype):
-    tensors = {name: torch.from_numpy(array) for name, array in random_transformer().items()}
-    write_gguf(models / f"{qtype}.gguf", tensors, qtype)
-    save_file(tensors, models / "full.safetensors")
-    pictures = [server.run(edit(model_name=name))[0] for name in (f"{qtype}.gguf", "full.safetensors")]
-    ours, full = (np.asarray(Image.open(io.BytesIO(p))).astype(float) for p in pictures)
-    assert np.abs(ours - full).mean() < {"F16": 1, "Q8_0": 3, "Q4_0": 40}[qtype]
+    write_gguf(models / f"{qtype}.gguf", load_file(ROOT / "demo" / "kontext_demo_bf16.safetensors"), qtype)
+    ours, full = (opened(server.run(wish)[0]) for wish in (edit(model_name=f"{qtype}.gguf"), edit()))
+    assert np.abs(ours - full).mean() < {"F16": 0.004, "Q8_0": 0.012, "Q4_0": 0.1}[qtype]
 
 
 def test_models_may_lie_in_a_subfolder(server, models):
     (models / "deep").mkdir()
-    write_gguf(models / "deep" / "x.gguf", {n: torch.from_numpy(a) for n, a in random_transformer().items()}, "Q8_0")
+    shutil.copyfile(ROOT / "demo" / "kontext_demo_q8_0.gguf", models / "deep" / "x.gguf")
     info = requests.get(f"{server.url}/object_info/KontextLoadModel", timeout=30).json()["KontextLoadModel"]
     combo = info["input"]["required"]["model_name"]
     options = combo[1]["options"] if combo[0] == "COMBO" else combo[0]
@@ -159,7 +182,7 @@ def test_a_bad_file_is_explained_quickly_and_the_queue_goes_on(server, models, n
 def test_a_file_removed_between_queueing_and_loading_is_explained(server, models):
     path = models / "soon_gone.gguf"
     a_gguf()(path)
-    server.queue(edit(steps=60, compute_dtype="bfloat16"))
+    server.queue(edit(steps=20, compute_dtype="float32"))
     prompt_id = server.queue(only_load(path.name))
     path.unlink()
     while prompt_id not in (history := requests.get(f"{server.url}/history/{prompt_id}", timeout=30).json()):

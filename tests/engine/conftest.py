@@ -8,7 +8,7 @@ from flux_files import write_gguf
 @pytest.fixture
 def bfl_tensors():
     """{name: float32 tensor} of a tiny random FLUX transformer."""
-    from kontextkit.devtools.stand_ins import bfl_shapes
+    from kontextkit.devtools.flux_shapes import bfl_shapes
 
     generator = torch.Generator().manual_seed(0)
     shapes = bfl_shapes(hidden=128, text=96, pooled=64, depth=2, single=3)

@@ -5,7 +5,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from flux_files import write_gguf
-from kontextkit.devtools.stand_ins import bfl_shapes
+from kontextkit.devtools.flux_shapes import bfl_shapes
 from kontextkit.engine.checkpoint import Checkpoint, open_checkpoint
 from kontextkit.engine.errors import CheckpointError
 from kontextkit.engine.flux.build import build_transformer

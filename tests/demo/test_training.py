@@ -1,0 +1,109 @@
+"""The whole training on a tiny scale, and what it writes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kontextkit.demo.training.autoencoder import FLUX_SCALE, FLUX_SHIFT, Autoencoder
+from kontextkit.demo.training.export import bfl_state, read_autoencoder
+from kontextkit.demo.training.lessons import edit_weight
+from kontextkit.demo.training.recipe import SMOKE
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder after `demo/train.py --smoke`."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder)
+    return folder
+
+
+def train(folder, *options):
+    command = [sys.executable, str(ROOT / "demo" / "train.py"), str(folder), "--smoke", *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_training_runs_resumes_and_writes_what_ships(trained, tmp_path):
+    names = sorted(path.name for path in (trained / "export").iterdir())
+    assert names == sorted(path.name for path in (ROOT / "demo").glob("kontext_demo_*"))
+    again = train(trained)
+    assert "editing: going on from step 2" in again
+    assert "before the decoder is polished" not in again  # the autoencoder is taken as it is
+    onwards = train(tmp_path, "--start", str(trained / "export"))
+    assert "before the decoder is polished" in onwards
+
+
+def test_the_exported_transformer_is_the_trained_one(trained):
+    """By way of the pack's own loader, in BFL's names, against diffusers' model in the checkpoint."""
+    from kontextkit.engine.checkpoint import open_checkpoint
+    from kontextkit.engine.flux.weights import read_weights
+
+    state = torch.load(trained / "guidance.pt", weights_only=True)["ema"]
+    for name in ("kontext_demo_bf16.safetensors", "kontext_demo_q8_0.gguf"):
+        config, weights = read_weights(open_checkpoint(trained / "export" / name))
+        assert (config.num_layers, config.num_single_layers) == (SMOKE.n_double, SMOKE.n_single)
+        for key, tensor in weights.items():
+            right = state[f"module.transformer.{key}"].float()
+            error = (tensor.decode(torch.float32) - right).abs().max()
+            assert error <= 0.01 * right.abs().max() + 1e-8, key
+
+
+def test_bfl_state_undoes_reading(trained):
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from kontextkit.engine.checkpoint import open_checkpoint
+    from kontextkit.engine.flux.weights import read_weights
+
+    path = trained / "export" / "kontext_demo_bf16.safetensors"
+    config, weights = read_weights(open_checkpoint(path))
+    model = FluxTransformer2DModel(**config.as_kwargs())
+    model.load_state_dict({name: tensor.decode(torch.float32) for name, tensor in weights.items()})
+    ours, file = bfl_state(model), load_file(path)
+    assert ours.keys() == file.keys()
+    assert all(torch.equal(ours[name].bfloat16(), file[name]) for name in file)
+
+
+def test_shipped_latents_have_the_mean_and_spread_flux_expects():
+    from random import Random
+
+    from kontextkit.demo.training.autoencoder_lessons import _pictures
+
+    model = Autoencoder(SMOKE).eval()
+    read_autoencoder(model, ROOT / "demo")
+    with torch.no_grad():
+        pictures = _pictures(6, 256, Random("test"), torch.device("cpu")).float() / 255
+        latents = model.kl.encode(2 * pictures - 1).latent_dist.mode()
+        back = model.decode(model.encode(pictures))
+    scaled = (latents - FLUX_SHIFT) * FLUX_SCALE
+    assert scaled.mean().abs() < 0.2
+    assert 0.7 < scaled.std() < 1.3
+    assert (back - pictures).abs().mean() < 0.02
+
+
+def test_settling_changes_latents_but_not_pictures():
+    torch.manual_seed(0)
+    model = Autoencoder(SMOKE).eval()
+    pictures = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        before = model.kl.decode(model.kl.encode(pictures).latent_dist.mode()).sample
+        model.settle(pictures)
+        after = model.kl.decode(model.kl.encode(pictures).latent_dist.mode()).sample
+        latents = model.encode(pictures)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-4)
+    assert latents.mean().abs() < 0.5
+    assert 0.3 < latents.std() < 3
+
+
+def test_places_that_change_weigh_more():
+    clean, reference = torch.zeros(1, 16, 4, 4), torch.zeros(1, 16, 4, 4)
+    reference[0, 3, 1, 2] = 2.0
+    weight = edit_weight(clean, [reference])
+    assert weight[0, 0, 1, 2] == weight.max() > 1
+    assert (weight == 1).sum() == 15
+    assert edit_weight(clean, []) is None
