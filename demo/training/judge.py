@@ -18,24 +18,23 @@ CHANGE = 0.12  # of a channel in 0-1, from which a pixel counts as changed
 LEAST_OVERLAP = 0.75  # of the changed and the rightly changed area: intersection over union
 LARGEST_SHIFT = 0.03  # of the changed area's middle, in shorter sides
 LARGEST_COLOR_ERROR = 0.06  # of a channel's mean over the area that should change
-LARGEST_ERROR = 0.08  # mean over channels and the pixels of that area: a wrong texture is larger
-LARGEST_STRAY = 0.01  # share of changed pixels where none should change
-BORDER = 0.016  # around the area that should change, in shorter sides, where pixels are not judged
+MOST_WRONG_INSIDE = 0.15  # share of that area's pixels that differ from the right ones: a wrong texture is larger
+MOST_WRONG = 0.015  # share of all the picture's pixels that do
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One value (B,) a picture for each of the five judgements, and SSIM to the right picture.
+    """One value (B,) a picture for each of five judgements, and its SSIM to the right picture.
 
-    overlap, shift: presence and position of what changed; color_error, error: its colors and texture; stray: what
-    changed elsewhere.
+    overlap, shift: presence and position of what changed. color_error, wrong_inside: its colors and texture.
+    wrong: what is wrong anywhere.
     """
 
     overlap: Tensor
     shift: Tensor
     color_error: Tensor
-    error: Tensor
-    stray: Tensor
+    wrong_inside: Tensor
+    wrong: Tensor
     ssim: Tensor
 
     @property
@@ -45,8 +44,8 @@ class Verdict:
             (self.overlap >= LEAST_OVERLAP)
             & (self.shift <= LARGEST_SHIFT)
             & (self.color_error <= LARGEST_COLOR_ERROR)
-            & (self.error <= LARGEST_ERROR)
-            & (self.stray <= LARGEST_STRAY)
+            & (self.wrong_inside <= MOST_WRONG_INSIDE)
+            & (self.wrong <= MOST_WRONG)
         )
 
 
@@ -62,11 +61,10 @@ def judge(before: Tensor, right: Tensor, result: Tensor) -> Verdict:
     area = should[:, None].float()
     n_pixels = area.sum((2, 3)).clamp(min=1)  # (B, 1)
     color_error = (((result - right) * area).sum((2, 3)) / n_pixels).abs().amax(dim=1)
-    error = (((result - right).abs().mean(dim=1, keepdim=True) * area).sum((2, 3)) / n_pixels)[:, 0]
-    reach = 2 * round(BORDER * side) + 1
-    far = F.max_pool2d(area, reach, stride=1, padding=reach // 2)[:, 0] == 0
-    stray = (far & _changed(right, result)).sum((1, 2)) / far.sum((1, 2)).clamp(min=1)
-    return Verdict(overlap, shift, color_error, error, stray, likeness)
+    wrong = _changed(right, result)
+    wrong_inside = (wrong & should).sum((1, 2)) / n_pixels[:, 0]
+    share = wrong.float().mean((1, 2))
+    return Verdict(overlap, shift, color_error, wrong_inside, share, likeness)
 
 
 def _blur(picture: Tensor, radius: int) -> Tensor:

@@ -31,7 +31,7 @@ class Recipe:
     n_main: int = 120000  # edits of pictures of that side
     n_other: int = 3000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
-    edit_steps: int = 30000
+    edit_steps: int = 24000
     guidance_steps: int = 1500
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0

@@ -70,6 +70,8 @@ class Run:
         self.look(model, autoencoder, vocabulary, 2.5)
         if self.rank == 0:
             export(model, autoencoder, vocabulary, self.folder / "export")
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     def autoencoder(self, start: Path | None) -> Autoencoder:
         """The finished one from the folder; or the one in `start`, or a new one, its decoder polished."""
