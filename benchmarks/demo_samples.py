@@ -1,4 +1,4 @@
-"""What the demo model makes of the first held-out edits of every kind: docs/demo_samples.png, none chosen by hand.
+"""What the demo model makes of the first held-out edits of every kind: docs/demo_samples.jpg, none chosen by hand.
 
     COMFYUI_PATH=... python benchmarks/demo_samples.py [--out FILE]
 
@@ -23,7 +23,7 @@ COLUMNS = MOST + 2
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=report.ROOT / "docs" / "demo_samples.png")
+    parser.add_argument("--out", type=Path, default=report.ROOT / "docs" / "demo_samples.jpg")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
@@ -39,7 +39,7 @@ def main() -> None:
     sheet = Image.new("RGB", (2 * COLUMNS * SIDE + 20, len(rows) // 2 * (SIDE + LINE)), "white")
     for i, picture in enumerate(rows):
         sheet.paste(picture, (i % 2 * (COLUMNS * SIDE + 20), i // 2 * (SIDE + LINE)))
-    sheet.quantize(128).save(options.out, optimize=True)
+    sheet.save(options.out, quality=90)
 
 
 def row(text: str, references: list[Tensor], made: Tensor, right: Tensor) -> Image.Image:

@@ -15,6 +15,7 @@ from ...engine.metrics.ssim import ssim
 
 BLUR = 0.01  # radius, in shorter sides
 CHANGE = 0.12  # of a channel in 0-1, from which a pixel counts as changed
+WRONG = 0.08  # of a channel, from which a pixel counts as unlike the right one
 LEAST_OVERLAP = 0.75  # of the changed and the rightly changed area: intersection over union
 LARGEST_SHIFT = 0.03  # of the changed area's middle, in shorter sides
 LARGEST_COLOR_ERROR = 0.06  # of a channel's mean over the area that should change
@@ -61,7 +62,7 @@ def judge(before: Tensor, right: Tensor, result: Tensor) -> Verdict:
     area = should[:, None].float()
     n_pixels = area.sum((2, 3)).clamp(min=1)  # (B, 1)
     color_error = (((result - right) * area).sum((2, 3)) / n_pixels).abs().amax(dim=1)
-    wrong = _changed(right, result)
+    wrong = _changed(right, result, WRONG)
     wrong_inside = (wrong & should).sum((1, 2)) / n_pixels[:, 0]
     share = wrong.float().mean((1, 2))
     return Verdict(overlap, shift, color_error, wrong_inside, share, likeness)
@@ -71,8 +72,8 @@ def _blur(picture: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(picture, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
 
 
-def _changed(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).abs().amax(dim=1) > CHANGE
+def _changed(a: Tensor, b: Tensor, least: float = CHANGE) -> Tensor:
+    return (a - b).abs().amax(dim=1) > least
 
 
 def _middle(area: Tensor) -> Tensor:

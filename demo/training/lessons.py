@@ -105,7 +105,7 @@ class Lessons:
 
     def _batch(
         self, step: int, pools: list[Pool], chances: list[float], n_tokens: int
-    ) -> tuple[Tensor, Tensor, str, Any]:
+    ) -> tuple[Tensor, Tensor, str, torch.Generator]:
         """latents (B, 1 + references, 16, h, w), ids (B, L), a placement method and this step's generator."""
         seed = self.recipe.seed + 1000 * step
         choose = torch.Generator().manual_seed(seed)  # alike on all processes: equal work
@@ -133,9 +133,8 @@ class Lessons:
         latents, ids, method, generator = self._batch(step, pools, chances, self.recipe.tokens * 2 // 3)
         clean, noise, sigma = self._noisy(latents, generator)
         x = torch.lerp(clean, noise, sigma[:, None, None, None])
-        guidance = (
-            1 + (self.recipe.most_guidance - 1) * torch.rand(len(ids), generator=generator, device=self.device).square()
-        )
+        share = torch.rand(len(ids), generator=generator, device=self.device).square()
+        guidance = 1 + (self.recipe.most_guidance - 1) * share
         with torch.autocast(self.device.type, torch.bfloat16):
             given = self._conditions(self.model, ids, latents, guidance, method)
             with torch.no_grad():

@@ -35,6 +35,7 @@ class Run:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
             torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass crashed in torch 2.11
+            torch._dynamo.config.recompile_limit = 64  # a block is compiled for student, teacher, sampling
         if self.n_processes > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.begin = time.perf_counter()
@@ -99,9 +100,8 @@ class Run:
         """Mean SSIM of held-out pictures through the autoencoder."""
         rng = Random("roundtrip")
         n = 64 if self.device.type == "cuda" else 2
-        pictures = draw(
-            [random_edit("paint", rng).result for _ in range(n)], self.recipe.side, self.recipe.side, self.device
-        )
+        scenes = [random_edit("paint", rng).result for _ in range(n)]
+        pictures = draw(scenes, self.recipe.side, self.recipe.side, self.device)
         parts = [ssim(part, model.decode(model.encode(part)).clamp(0, 1)) for part in pictures.split(16)]
         return float(torch.cat(parts).mean())
 
@@ -117,8 +117,5 @@ class Run:
         """Held-out edits, on the first process."""
         if self.rank == 0:
             n_each, n_steps = (64, 28) if self.device.type == "cuda" else (1, 2)
-            self.say(
-                look(
-                    model, autoencoder, vocabulary, self.device, n_each, n_steps, guidance, self.recipe.side, self.hooks
-                )
-            )
+            how = (n_each, n_steps, guidance, self.recipe.side, self.hooks)
+            self.say(look(model, autoencoder, vocabulary, self.device, *how))

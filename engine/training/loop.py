@@ -60,22 +60,23 @@ class Loop:
         report: Callable[[str], None] = print,
         report_every: int = 100,
     ) -> None:
-        """Steps up to the end; saves to `checkpoint` at the end and on Ctrl-C."""
-        begin, first, total = time.perf_counter(), self.step, 0.0
+        """Steps up to the end; at every report the state goes to `checkpoint`.
+
+        Raises FloatingPointError where the loss is no number any more; the last checkpoint stays.
+        """
+        begin, first = time.perf_counter(), self.step
         losses: list[Tensor] = []
-        try:
-            while self.step < self.n_steps:
-                losses.append(self._advance(loss))
-                if self.step % report_every == 0 or self.step == self.n_steps:
-                    total = torch.stack(losses).mean().item()
-                    losses.clear()
-                    if not total < float("inf"):
-                        raise FloatingPointError(f"the loss is {total} at step {self.step}; lower the learning rate")
-                    pace = (self.step - first) / (time.perf_counter() - begin)
-                    report(f"step {self.step} of {self.n_steps}, loss {total:.5f}, {pace:.1f} steps a second")
-        finally:
-            if checkpoint is not None and total < float("inf"):
-                self.save(checkpoint)
+        while self.step < self.n_steps:
+            losses.append(self._advance(loss))
+            if self.step % report_every == 0 or self.step == self.n_steps:
+                mean = torch.stack(losses).mean().item()
+                losses.clear()
+                if not mean < float("inf"):
+                    raise FloatingPointError(f"the loss is {mean} at step {self.step}; lower the learning rate")
+                pace = (self.step - first) / (time.perf_counter() - begin)
+                report(f"step {self.step} of {self.n_steps}, loss {mean:.5f}, {pace:.1f} steps a second")
+                if checkpoint is not None:
+                    self.save(checkpoint)
 
     def _advance(self, loss: Loss) -> Tensor:
         value = loss(self.step)

@@ -127,12 +127,12 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
     model, loop = make_loop()
 
     def broken(step):
-        if step == 5:
+        if step == 7:
             raise KeyboardInterrupt
         return loss_of(model)(step)
 
     with pytest.raises(KeyboardInterrupt):
-        loop.run(broken, tmp_path / "a" / "c.pt", report=lambda _: None)
+        loop.run(broken, tmp_path / "a" / "c.pt", report=lambda _: None, report_every=5)
     model, loop = make_loop()
     assert loop.resume(tmp_path / "a" / "c.pt")
     assert loop.step == 5
