@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
-import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +22,9 @@ if "--dynamic" in sys.argv:  # ComfyUI turns it on before torch is imported
     import comfy_aimdo.control
 
     comfy_aimdo.control.init()
+import report
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-COMFYUI = Path(os.environ["COMFYUI_PATH"])
 FULL = {"hidden": 3072, "text": 4096, "pooled": 768, "depth": 19, "single": 38}
 TINY = {"hidden": 256, "text": 64, "pooled": 32, "depth": 2, "single": 2}
 GB = 1e9
@@ -41,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--dynamic", action="store_true", help="with ComfyUI's dynamic VRAM, as main.py turns it on")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "full_size.json")
+    parser.add_argument("--out", type=Path, default=report.RESULTS / "full_size.json")
     options = parser.parse_args()
     import_comfyui(options.dynamic)
     from kontextkit.devtools.flux_shapes import bfl_shapes
@@ -52,24 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         bench = Bench(rows, inputs(side, shapes), "dynamic." if options.dynamic else "")
         bench.run(Path(folder), shapes)
-    report = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "versions": versions(),
-        "command": " ".join(["python benchmarks/full_size.py", *(["--dynamic"] if options.dynamic else [])]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "rows": rows,
-    }
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    for row in rows:
-        print(f"{row['name']:42} {row['measured']:>12.4g} {row['unit']:8} {row['note']}")
+    report.write(options.out, rows, "full_size.py", *["--dynamic"] * options.dynamic)
 
 
 def import_comfyui(dynamic: bool) -> None:
     """ComfyUI and the pack in this process, with dynamic VRAM as main.py turns it on."""
-    sys.path.insert(0, str(COMFYUI))
+    report.import_comfyui()
     import comfy.cli_args
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
     import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher
@@ -83,18 +67,7 @@ def import_comfyui(dynamic: bool) -> None:
         comfy_aimdo.control.set_log_error()
         comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
         comfy.memory_management.aimdo_enabled = True
-    spec = importlib.util.spec_from_file_location(
-        "kontextkit", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["kontextkit"] = importlib.util.module_from_spec(spec)
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    import comfyui_version
-    import diffusers
-
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "comfyui": comfyui_version.__version__}
+    report.import_pack()
 
 
 def inputs(side: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -14,10 +14,7 @@ FLUX_SCALE, FLUX_SHIFT = 0.3611, 0.1159  # ComfyUI and diffusers turn a latent z
 
 
 class Autoencoder(nn.Module):
-    """diffusers' `AutoencoderKL` between pictures in 0-1 and latents of zero mean and unit spread."""
-
-    mean: Tensor  # of the encoder's own latents, (1, 16, 1, 1)
-    deviation: Tensor
+    """diffusers' `AutoencoderKL` between pictures in 0-1 and latents as FLUX sees them."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -33,8 +30,6 @@ class Autoencoder(nn.Module):
             scaling_factor=FLUX_SCALE,
             shift_factor=FLUX_SHIFT,
         )
-        self.register_buffer("mean", torch.full((1, LATENT_CHANNELS, 1, 1), FLUX_SHIFT))
-        self.register_buffer("deviation", torch.full((1, LATENT_CHANNELS, 1, 1), 1 / FLUX_SCALE))
         self.noise = recipe.latent_noise
         self.kl.to(memory_format=torch.channels_last)
 
@@ -46,12 +41,12 @@ class Autoencoder(nn.Module):
         return (self.kl.decode(latents).sample + 1) / 2
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0-1 -> (B, 16, H/8, W/8) of zero mean and unit spread."""
-        return (self._modes(pictures) - self.mean) / self.deviation
+        """(B, 3, H, W) in 0-1 -> (B, 16, H/8, W/8), of zero mean and unit spread once settled."""
+        return (self._modes(pictures) - FLUX_SHIFT) * FLUX_SCALE
 
     def decode(self, latents: Tensor) -> Tensor:
         """The inverse; values may leave 0-1 a little."""
-        return (self.kl.decode(latents * self.deviation + self.mean).sample + 1) / 2
+        return (self.kl.decode(latents / FLUX_SCALE + FLUX_SHIFT).sample + 1) / 2
 
     def _modes(self, pictures: Tensor) -> Tensor:
         return self.kl.encode(2 * pictures - 1).latent_dist.mode()

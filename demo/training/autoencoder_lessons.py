@@ -43,14 +43,13 @@ def polish_decoder(model: Autoencoder, recipe: Recipe, device: torch.device, see
     """More for the decoder: whole pictures, less noise, the latents as they are."""
     model.freeze_encoder()
     model.noise = recipe.latent_noise / 2
-    pools = [
-        _pictures(recipe.pictures, side, Random(f"polish {seed} {side}"), device)
-        for side in (recipe.side // 2, recipe.side)
-    ]
+    half, whole = sides = recipe.side // 2, recipe.side
+    pools = {side: _pictures(recipe.pictures, side, Random(f"polish {seed} {side}"), device) for side in sides}
 
     def sample(step: int, generator: torch.Generator) -> Tensor:
-        n = recipe.autoencoder_batch if step % 3 == 0 else max(1, recipe.autoencoder_batch // 3)
-        return _choose(pools[0 if step % 3 == 0 else 1], n, generator)
+        if step % 3 == 0:
+            return _choose(pools[half], recipe.autoencoder_batch, generator)
+        return _choose(pools[whole], max(1, recipe.autoencoder_batch // 3), generator)
 
     _learn(model, recipe.decoder_steps, recipe.decoder_rate, sample, seed + 1, report)
 
@@ -63,7 +62,7 @@ def _learn(
     seed: int,
     report: Report,
 ) -> None:
-    device = model.mean.device
+    device = next(model.parameters()).device
     loop = Loop(model, n_steps, rate, decay_from=0.3)
     generator = torch.Generator().manual_seed(seed)
 

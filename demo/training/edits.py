@@ -34,7 +34,6 @@ class Edit:
     All but `paint` have one right result: what a prompt leaves open (radius, texture, angle) is settled.
     """
 
-    kind: str
     prompt: str
     references: tuple[Scene, ...]
     result: Scene
@@ -61,7 +60,7 @@ def _recolor(draw: Draw) -> Edit:
     prompt = draw.rng.choice(
         (f"make {it} {color}", f"change {it} to {color}", f"turn {it} {color}", f"change the color of {it} to {color}")
     )
-    return Edit("recolor", prompt, (scene,), _swap(scene, thing, replace(thing, color=color)))
+    return Edit(prompt, (scene,), _swap(scene, thing, replace(thing, color=color)))
 
 
 def _texture(draw: Draw) -> Edit:
@@ -69,14 +68,14 @@ def _texture(draw: Draw) -> Edit:
     kind = draw.rng.choice([kind for kind in TEXTURES if kind != thing.texture.kind])
     it = _name(draw, thing)
     prompt = draw.rng.choice((f"make {it} {kind}", f"turn {it} {kind}", f"change the texture of {it} to {kind}"))
-    return Edit("texture", prompt, (scene,), _swap(scene, thing, replace(thing, texture=settled_texture(kind))))
+    return Edit(prompt, (scene,), _swap(scene, thing, replace(thing, texture=settled_texture(kind))))
 
 
 def _remove(draw: Draw) -> Edit:
     scene, thing = _scene_and_thing(draw)
     it = _name(draw, thing)
     prompt = draw.rng.choice((f"remove {it}", f"take {it} away"))
-    return Edit("remove", prompt, (scene,), replace(scene, things=scene.without(thing.shape)))
+    return Edit(prompt, (scene,), replace(scene, things=scene.without(thing.shape)))
 
 
 def _add(draw: Draw) -> Edit:
@@ -89,7 +88,7 @@ def _add(draw: Draw) -> Edit:
         raise NoRoomError
     what = f"a {size} {thing.color} {_plain_is_silent(kind)}{shape}"
     prompt = draw.rng.choice((f"add {what} in the {where}", f"put {what} in the {where}"))
-    return Edit("add", prompt, (scene,), replace(scene, things=(*scene.things, thing)))
+    return Edit(prompt, (scene,), replace(scene, things=(*scene.things, thing)))
 
 
 def _move(draw: Draw) -> Edit:
@@ -102,7 +101,7 @@ def _move(draw: Draw) -> Edit:
         raise NoRoomError
     it = _name(draw, thing)
     prompt = draw.rng.choice((f"move {it} to the {where}", f"put {it} in the {where}"))
-    return Edit("move", prompt, (scene,), replace(scene, things=(*others, moved)))
+    return Edit(prompt, (scene,), replace(scene, things=(*others, moved)))
 
 
 def _background(draw: Draw) -> Edit:
@@ -116,17 +115,17 @@ def _background(draw: Draw) -> Edit:
     prompt = draw.rng.choice(
         (f"make the background {word}", f"change the background to {word}", f"turn the background {word}")
     )
-    return Edit("background", prompt, (scene,), result)
+    return Edit(prompt, (scene,), result)
 
 
 def _combine_two(draw: Draw) -> Edit:
     first = draw.scene(draw.rng.randint(1, 3))
     if draw.rng.random() < 0.3:
         second = draw.scene(draw.rng.randint(1, 3))
-        return Edit("combine two", _background_prompt(draw, 2), (first, second), _on_background(first, second))
+        return Edit(_background_prompt(draw, 2), (first, second), _on_background(first, second))
     second, thing = _donor(draw, first)
     prompt = f"put {_name(draw, thing)} {_from(draw, 2)} into {_image(draw, 1)}"
-    return Edit("combine two", prompt, (first, second), replace(first, things=(*first.things, thing)))
+    return Edit(prompt, (first, second), replace(first, things=(*first.things, thing)))
 
 
 def _combine_three(draw: Draw) -> Edit:
@@ -137,10 +136,10 @@ def _combine_three(draw: Draw) -> Edit:
     if draw.rng.random() < 0.3:
         third = draw.scene(draw.rng.randint(1, 3))
         prompt += f" into {_image(draw, 1)} and {_background_prompt(draw, 3)}"
-        return Edit("combine three", prompt, (first, second, third), _on_background(result, third))
+        return Edit(prompt, (first, second, third), _on_background(result, third))
     third, other = _donor(draw, result)
     prompt += f" and {_name(draw, other)} {_from(draw, 3)} into {_image(draw, 1)}"
-    return Edit("combine three", prompt, (first, second, third), replace(result, things=(*result.things, other)))
+    return Edit(prompt, (first, second, third), replace(result, things=(*result.things, other)))
 
 
 def _paint(draw: Draw) -> Edit:
@@ -161,7 +160,7 @@ def _paint(draw: Draw) -> Edit:
         words.append(f"a {size} {thing.color} {_plain_is_silent(texture.kind)}{shape} in the {where}")
     ground = f"a {color} {_plain_is_silent(background.kind)}background"
     prompt = " and ".join(words) + " on " + ground if words else ground
-    return Edit("paint", prompt, (), Scene(color, background, tuple(things), draw.width, draw.height))
+    return Edit(prompt, (), Scene(color, background, tuple(things), draw.width, draw.height))
 
 
 def _plain_is_silent(kind: str) -> str:

@@ -16,13 +16,12 @@ from ...engine.training.flow_matching import Conditions, draw_sigmas, flow_match
 from ...engine.training.loop import Loop
 from ...engine.words.encoder import WordEncoder
 from ...engine.words.vocabulary import PADDING
-from .pool import Group
+from .pool import SHARES, Group
 from .recipe import Recipe
 
 Pool = dict[int, Group]
 SHIFT = 1.8  # of training's noise levels towards noise, where an edit is decided
 CHANGE, EDIT_WEIGHT = 0.7, 5.0  # from which difference of a latent channel a place is edited, and how much it counts
-CHANCES = {0: 0.1, 1: 0.62, 2: 0.18, 3: 0.1}  # of a batch with so many references
 
 
 class DemoModel(nn.Module):
@@ -64,14 +63,14 @@ class Lessons:
     ):
         self.recipe, self.model, self.device, self.rank, self.hooks = recipe, model, device, rank, hooks
 
-    def editing(self, main: Pool, others: list[Pool], folder: Path | None, report: Callable[[str], None]) -> None:
+    def editing(self, main: Pool, others: list[Pool], folder: Path, report: Callable[[str], None]) -> None:
         """Flow matching on pictures of the main size, every fifth batch of another."""
         r = self.recipe
         loop = self._loop(r.edit_steps, r.rate, decay_from=0.4)
         chances = [0.8, *(0.2 / len(others) for _ in others)]
         self._go(loop, lambda step: self._flow(step, [main, *others], chances), folder, "editing", report)
 
-    def guidance(self, main: Pool, others: list[Pool], folder: Path | None, report: Callable[[str], None]) -> None:
+    def guidance(self, main: Pool, others: list[Pool], folder: Path, report: Callable[[str], None]) -> None:
         """Classifier-free guidance into the guidance embedding; the model so far is the teacher."""
         r = self.recipe
         teacher = copy.deepcopy(self.model).requires_grad_(False)
@@ -93,12 +92,12 @@ class Lessons:
         self,
         loop: Loop,
         loss: Callable[[int], Tensor],
-        folder: Path | None,
+        folder: Path,
         name: str,
         report: Callable[[str], None],
     ) -> None:
-        checkpoint = folder / f"{name}.pt" if folder else None
-        if checkpoint and loop.resume(checkpoint):
+        checkpoint = folder / f"{name}.pt"
+        if loop.resume(checkpoint):
             report(f"{name}: going on from step {loop.step}")
         loop.run(loss, checkpoint, lambda text: report(f"{name}: {text}"), max(1, loop.n_steps // 25))
         self.model.load_state_dict(loop.ema.module.state_dict())
@@ -111,7 +110,7 @@ class Lessons:
         choose = torch.Generator().manual_seed(seed)  # alike on all processes: equal work
         generator = torch.Generator(self.device).manual_seed(seed + 1 + self.rank)
         pool = pools[int(torch.multinomial(torch.tensor(chances), 1, generator=choose))]
-        n_references = int(torch.multinomial(torch.tensor(list(CHANCES.values())), 1, generator=choose))
+        n_references = int(torch.multinomial(torch.tensor(list(SHARES.values())), 1, generator=choose))
         group = pool[n_references]
         height, width = group.latents.shape[-2:]
         n = max(1, n_tokens // ((1 + n_references) * height * width // 4 + group.ids.shape[1]))

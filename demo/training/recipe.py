@@ -1,4 +1,4 @@
-"""Every number of the training in one place."""
+"""How large the demo model is, how long it learns and from how much."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Size = tuple[int, int]  # height and width in pixels
 
 @dataclass(frozen=True)
 class Recipe:
-    """How large, how long, on how much."""
+    """Steps are optimizer steps, sides are pixels; a batch is one process's."""
 
     seed: int = 20261121
     side: int = 256  # pixels of most pictures

@@ -13,11 +13,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 WORDS, PAGE = ROOT / "demo" / "kontext_demo_words.safetensors", ROOT / "js" / "docs" / "KontextLoadDemo.md"
 
-
-@pytest.fixture(autouse=True)
-def as_in_a_running_prompt():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
 
 
 @pytest.fixture(scope="module")

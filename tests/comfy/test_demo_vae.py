@@ -10,11 +10,7 @@ from safetensors.torch import load_file
 VAE = Path(__file__).resolve().parents[2] / "demo" / "kontext_demo_vae.safetensors"
 LIMIT = 2e-2 if torch.cuda.is_available() else 1e-4  # on a card ComfyUI's VAEs compute in bfloat16
 
-
-@pytest.fixture(autouse=True)
-def as_in_a_running_prompt():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
 
 
 @pytest.fixture(scope="module")

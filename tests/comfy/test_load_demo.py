@@ -22,11 +22,7 @@ DEMO = ROOT / "demo"
 WORDS, VAE = "kontext_demo_words.safetensors", "kontext_demo_vae.safetensors"
 BF16, Q8_0 = "kontext_demo_bf16.safetensors", "kontext_demo_q8_0.gguf"
 
-
-@pytest.fixture(autouse=True)
-def as_in_a_running_prompt():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
 
 
 @pytest.fixture(scope="module")
