@@ -51,11 +51,6 @@ class Autoencoder(nn.Module):
     def _modes(self, pictures: Tensor) -> Tensor:
         return self.kl.encode(2 * pictures - 1).latent_dist.mode()
 
-    def freeze_encoder(self) -> None:
-        """Latents stay as they are from here on; what decodes them may still learn."""
-        self.kl.encoder.requires_grad_(False)
-        self.kl.quant_conv.requires_grad_(False)
-
     @torch.no_grad()
     def settle(self, pictures: Tensor) -> None:
         """Gives latents FLUX's mean and spread, measured on pictures (B, 3, H, W), by way of the 1x1 layers."""

@@ -1,4 +1,4 @@
-"""The autoencoder's lessons: crops and small pictures, then whole ones, then the decoder alone."""
+"""The autoencoder's lessons: crops and small pictures, then whole ones."""
 
 from __future__ import annotations
 
@@ -37,21 +37,6 @@ def train_autoencoder(recipe: Recipe, device: torch.device, seed: int, report: R
     shared = _pictures(min(256, recipe.pictures), whole, Random("settle"), device)  # alike for all processes
     model.settle(shared.float() / 255)
     return model
-
-
-def polish_decoder(model: Autoencoder, recipe: Recipe, device: torch.device, seed: int, report: Report) -> None:
-    """More for the decoder: whole pictures, less noise, the latents as they are."""
-    model.freeze_encoder()
-    model.noise = recipe.latent_noise / 2
-    half, whole = sides = recipe.side // 2, recipe.side
-    pools = {side: _pictures(recipe.pictures, side, Random(f"polish {seed} {side}"), device) for side in sides}
-
-    def sample(step: int, generator: torch.Generator) -> Tensor:
-        if step % 3 == 0:
-            return _choose(pools[half], recipe.autoencoder_batch, generator)
-        return _choose(pools[whole], max(1, recipe.autoencoder_batch // 3), generator)
-
-    _learn(model, recipe.decoder_steps, recipe.decoder_rate, sample, seed + 1, report)
 
 
 def _learn(

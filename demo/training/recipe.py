@@ -24,19 +24,17 @@ class Recipe:
     autoencoder_steps: int = 4600
     autoencoder_batch: int = 18
     autoencoder_rate: float = 6e-4
-    decoder_steps: int = 2000  # more for the decoder alone, on whole pictures
-    decoder_rate: float = 3e-4
     # the transformer's lessons
     rate: float = 1.2e-3
     n_main: int = 120000  # edits of pictures of that side
     n_other: int = 3000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
-    edit_steps: int = 24000
-    guidance_steps: int = 1500
+    edit_steps: int = 21000
+    guidance_steps: int = 1300
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0
     dropped_prompts: float = 0.1
-    tokens: int = 96000  # a batch holds about so many, whatever the size of its pictures
+    tokens: int = 144000  # a batch holds about so many, whatever the size of its pictures
 
 
 SMOKE = Recipe(
@@ -46,7 +44,6 @@ SMOKE = Recipe(
     pictures=4,
     autoencoder_steps=2,
     autoencoder_batch=2,
-    decoder_steps=2,
     n_main=10,
     n_other=4,
     other_sizes=((64, 96),),

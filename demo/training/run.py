@@ -14,7 +14,7 @@ from ...engine.metrics.ssim import ssim
 from ...engine.training.flow_matching import CompiledBlocks
 from ...engine.words.vocabulary import Vocabulary
 from .autoencoder import Autoencoder
-from .autoencoder_lessons import polish_decoder, train_autoencoder
+from .autoencoder_lessons import train_autoencoder
 from .draw import draw
 from .edits import random_edit
 from .export import export, read_autoencoder, read_model
@@ -66,6 +66,8 @@ class Run:
         lessons = Lessons(self.recipe, model, self.device, self.rank, self.hooks)
         lessons.editing(main, others, self.folder, self.say)
         self.look(model, autoencoder, vocabulary, 1.0)
+        if self.rank == 0:
+            export(model, autoencoder, vocabulary, self.folder / "unguided")  # to go on from: guidance blurs a little
         lessons.guidance(main, others, self.folder, self.say)
         self.look(model, autoencoder, vocabulary, 1.0)
         self.look(model, autoencoder, vocabulary, 2.5)
@@ -75,19 +77,15 @@ class Run:
             dist.destroy_process_group()
 
     def autoencoder(self, start: Path | None) -> Autoencoder:
-        """The finished one from the folder; or the one in `start`, or a new one, its decoder polished."""
+        """The finished one from the folder, or the one in `start`, or a new one."""
         path = self.folder / "autoencoder.pt"
         model = Autoencoder(self.recipe).to(self.device)
-        seed = self.recipe.seed + self.rank
         if path.exists():
             model.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+        elif start:
+            read_autoencoder(model, start)
         else:
-            if start:
-                read_autoencoder(model, start)
-            else:
-                model = train_autoencoder(self.recipe, self.device, seed, self.say)
-            self.say(f"autoencoder: SSIM {self.roundtrip(model):.4f} before the decoder is polished")
-            polish_decoder(model, self.recipe, self.device, seed, self.say)
+            model = train_autoencoder(self.recipe, self.device, self.recipe.seed + self.rank, self.say)
             if self.rank == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 torch.save(model.state_dict(), path)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..flux.blocks import double_block, single_block
@@ -89,7 +88,8 @@ def guidance_loss(
     without_text: Conditions,
     hooks: BlockHooks | None = None,
 ) -> Tensor:
-    """Mean squared error of the student, which reads `given.guidance`, against its teacher so guided.
+    """Mean squared error of the student, which reads `given.guidance`, against its teacher so guided, both over that
+    guidance: unscaled, the strongest alone are learnt and those near 1 unlearnt.
 
     The teacher always reads guidance 1, which is its own velocity for `taught`; 0 would be the one `without_text`.
     """
@@ -98,7 +98,8 @@ def guidance_loss(
         conditional = velocity(teacher, x, sigma, replace(taught, guidance=plain), hooks).float()
         unconditional = velocity(teacher, x, sigma, replace(without_text, guidance=plain), hooks).float()
         target = torch.lerp(unconditional, conditional, given.guidance[:, None, None, None])
-    return F.mse_loss(velocity(student, x, sigma, given, hooks).float(), target)
+    error = velocity(student, x, sigma, given, hooks).float() - target
+    return (error / given.guidance[:, None, None, None]).square().mean()
 
 
 def draw_sigmas(n: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:

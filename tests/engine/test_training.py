@@ -94,7 +94,7 @@ def test_guidance_is_the_line_through_both_velocities(transformer):
     plain = conditions(1.0)
     with_text, no_text = velocity(transformer, x, sigma, plain), velocity(transformer, x, sigma, conditions(1.0, 2))
     student = velocity(transformer, x, sigma, given)
-    expected = (student - (no_text + 3 * (with_text - no_text))).square().mean()
+    expected = ((student - (no_text + 3 * (with_text - no_text))) / 3).square().mean()
     loss = guidance_loss(transformer, transformer, x, sigma, given, given, without)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
