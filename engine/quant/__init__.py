@@ -1,6 +1,8 @@
 """Packed weights: block layouts, their decoders, and the Linear that multiplies by them."""
 
-from . import legacy_blocks as legacy_blocks  # registers its block types
+from . import iq_blocks as iq_blocks  # each registers its block types
+from . import k_blocks as k_blocks
+from . import legacy_blocks as legacy_blocks
 from .blocks import BlockType, block_type
 from .linear import QuantLinear
 from .packed import PackedTensor

@@ -22,6 +22,7 @@ class BlockType(ABC):
     qtype: ClassVar[str]  #: ggml's name
     block_size: ClassVar[int]  #: weights in a block
     n_bytes: ClassVar[int]  #: bytes in a block
+    halves: ClassVar[tuple[int, ...]]  #: bytes at which a block's float16 scales begin
 
     def __init_subclass__(cls) -> None:
         _REGISTRY[cls.qtype] = cls
@@ -58,3 +59,13 @@ def block_types() -> list[str]:
 def half(blocks: Tensor, start: int) -> Tensor:
     """The float16 at byte `start` of every block, as float32 (n, 1)."""
     return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+
+
+def planes(packed: Tensor, n_bits: int, run: int) -> Tensor:
+    """Bytes (n, B) that hold 8 / n_bits values each -> the values (n, B * 8 / n_bits), uint8.
+
+    ggml goes over the bytes in runs of `run`: first the lowest n_bits of a whole run, then the next ones.
+    """
+    shifts = torch.arange(0, 8, n_bits, dtype=torch.uint8, device=packed.device)[:, None]
+    runs = packed.unflatten(1, (-1, 1, run))  # (n, B / run, 1, run)
+    return (runs >> shifts & (1 << n_bits) - 1).flatten(1)

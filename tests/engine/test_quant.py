@@ -6,15 +6,16 @@ import pytest
 import torch
 from kontextkit.engine.quant import PackedTensor, QuantLinear, block_type
 
-TYPES = ["Q4_0", "Q5_0", "Q8_0"]
+TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 
 
 def random_blocks(qtype: str, n: int, seed: int) -> np.ndarray:
     """Arbitrary bytes with finite scales: every value a file can hold, not only those a quantizer writes."""
     layout = block_type(qtype)
     blocks = np.random.default_rng(seed).integers(0, 256, (n, layout.n_bytes), dtype=np.uint8)
-    scales = np.random.default_rng(seed + 1).normal(0, 3, n).astype(np.float16)
-    blocks[:, :2] = scales.view(np.uint8).reshape(n, 2)
+    for start in layout.halves:
+        scales = np.random.default_rng(seed + 1 + start).normal(0, 3, n).astype(np.float16)
+        blocks[:, start : start + 2] = scales.view(np.uint8).reshape(n, 2)
     return blocks
 
 
@@ -35,7 +36,8 @@ def test_random_blocks_decode_bit_for_bit_as_gguf_py_does(qtype):
 def test_extreme_blocks_decode_bit_for_bit_as_gguf_py_does(qtype, scale, fill):
     layout = block_type(qtype)
     packed = np.full((3, layout.n_bytes), fill, dtype=np.uint8)
-    packed[:, :2] = np.array([scale], np.float16).view(np.uint8)
+    for start in layout.halves:
+        packed[:, start : start + 2] = np.array([scale], np.float16).view(np.uint8)
     with np.errstate(invalid="ignore"):
         expected = gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype])
     ours = block_type(qtype).decode(torch.from_numpy(packed))
@@ -52,11 +54,11 @@ def test_layout_sizes_are_ggml_s(qtype):
 
 @pytest.mark.parametrize("qtype", TYPES)
 def test_linear_multiplies_by_what_gguf_py_decodes(qtype):
-    packed = random_blocks(qtype, 48 * 4, seed=3).reshape(48, -1)
+    packed = random_blocks(qtype, 48 * 512 // block_type(qtype).block_size, seed=3).reshape(48, -1)
     weight = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype]))
     bias = torch.randn(48, generator=torch.Generator().manual_seed(0))
-    layer = QuantLinear(PackedTensor(torch.from_numpy(packed), qtype, (48, 128)), PackedTensor(bias, "F32", (48,)))
-    x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1))
+    layer = QuantLinear(PackedTensor(torch.from_numpy(packed), qtype, (48, 512)), PackedTensor(bias, "F32", (48,)))
+    x = torch.randn(5, 512, generator=torch.Generator().manual_seed(1))
     assert torch.equal(layer(x), torch.nn.functional.linear(x, weight, bias))
     assert layer(x.bfloat16()).dtype == torch.bfloat16
 
