@@ -11,9 +11,10 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
+import comfy.utils
 import torch
 
-from ..engine.checkpoint import open_checkpoint
+from ..engine.checkpoint import Checkpoint, check_scales, open_checkpoint
 from ..engine.flux.build import build_transformer
 from ..engine.flux.config import TOKEN_CHANNELS, FluxConfig
 from ..engine.flux.positions import PATCH
@@ -41,13 +42,14 @@ class KontextModel(comfy.model_base.Flux):
 
 
 def load(path: str | Path, compute_dtype: str = "auto", disable_dynamic: bool = False) -> Any:
-    """The file at `path` as a ModelPatcher; weights are mapped and read when first used.
+    """The file at `path` as a ModelPatcher; weights stay mapped, read through once for scales that are no numbers.
 
     compute_dtype: 'auto' or a key of COMPUTE_DTYPES. disable_dynamic: for ComfyUI, which asks for a patcher without
     dynamic VRAM in this way. Raises CheckpointError for a file that is no FLUX.1.
     """
     checkpoint = open_checkpoint(path)
     config, weights = read_weights(checkpoint)
+    read_through(checkpoint)
     transformer = build_transformer(config, weights, checkpoint.file_name, HostedLinear)
     stored = _stored_dtype(weights)
     load_device = comfy.model_management.get_torch_device()
@@ -65,6 +67,17 @@ def load(path: str | Path, compute_dtype: str = "auto", disable_dynamic: bool = 
     patcher.cached_patcher_init = (load, (path, compute_dtype))
     logging.info("KontextKit: %s: %s", checkpoint.file_name, _summary(config, weights, cast or stored))
     return patcher
+
+
+def read_through(checkpoint: Checkpoint) -> None:
+    """Every block's scale is looked at, which reads the file once; the node shows how far it is."""
+    bar = comfy.utils.ProgressBar(max(1, sum(tensor.data.nbytes for tensor in checkpoint.tensors.values())))
+
+    def progress(n_bytes: int) -> None:
+        bar.update(n_bytes)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    check_scales(checkpoint.file_name, checkpoint.tensors, progress)
 
 
 def _stored_dtype(weights: Weights) -> torch.dtype:

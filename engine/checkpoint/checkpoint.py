@@ -14,6 +14,7 @@ from ..gguf import Header, TensorInfo, read_header
 from ..quant import PackedTensor, block_type
 from ..quant.packed import DENSE, supported_types
 from .safetensors_file import read_safetensors
+from .scales import check_blocks
 from .sniff import sniff
 
 
@@ -63,16 +64,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _map_gguf(path: Path, header: Header) -> dict[str, PackedTensor]:
     """Every tensor as a view of one private mapping of the file."""
     mapping = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    return {info.name: _view(mapping, info) for info in header.tensors}
+    return {info.name: _view(path.name, mapping, info) for info in header.tensors}
 
 
-def _view(mapping: Tensor, info: TensorInfo) -> PackedTensor:
+def _view(file_name: str, mapping: Tensor, info: TensorInfo) -> PackedTensor:
     """Matrices as they lie in the file; a packed vector is decoded, for its blocks may not fall on its parts."""
     data = mapping[info.offset : info.offset + info.n_bytes]
     blocks = block_type(info.qtype)
     if info.qtype in DENSE:
         data = data.view(DENSE[info.qtype]).view(info.shape)
     elif blocks is not None and len(info.shape) == 1:
+        check_blocks(file_name, info.name, blocks, data)
         return PackedTensor(blocks.decode(data), "F32", info.shape)
     elif blocks is not None:
         data = data.view(*info.shape[:-1], blocks.row_bytes(info.shape[-1]))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..quant import PackedTensor
 from ..quant.packed import DENSE, FP8
+from .safetensors_header import check_safetensors_header
 
 _QTYPES = {dtype: qtype for qtype, dtype in (DENSE | FP8).items()}
 _SCALES = (".scale_weight", ".weight_scale")
@@ -24,6 +25,7 @@ _IGNORED = (".scale_input", ".input_scale", ".comfy_quant")
 
 def read_safetensors(path: Path) -> dict[str, PackedTensor]:
     """The tensors of the safetensors file at `path`; views of the library's mapping."""
+    check_safetensors_header(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -13,6 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+CPU_PART = 1 << 20  # weights decoded at a time, so that what lies between stays in the cache
+
 _REGISTRY: dict[str, type[BlockType]] = {}
 
 
@@ -42,8 +44,25 @@ class BlockType(ABC):
     @classmethod
     def decode(cls, packed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Packed rows (..., row_bytes) uint8 -> weights (..., n_columns) of `dtype`, decoded through float32."""
-        weights = cls.decode_blocks(packed.reshape(-1, cls.n_bytes))
-        return weights.to(dtype).view(*packed.shape[:-1], packed.shape[-1] // cls.n_bytes * cls.block_size)
+        blocks = packed.reshape(-1, cls.n_bytes)
+        if blocks.is_cuda:
+            from .on_gpu import decode_on_gpu
+
+            weights = decode_on_gpu(blocks, cls, dtype)
+        elif torch.compiler.is_compiling():
+            weights = cls.decode_blocks(blocks).to(dtype)
+        else:
+            weights = cls.decode_in_parts(blocks, dtype, CPU_PART)
+        return weights.view(*packed.shape[:-1], packed.shape[-1] // cls.n_bytes * cls.block_size)
+
+    @classmethod
+    def decode_in_parts(cls, blocks: Tensor, dtype: torch.dtype, n_weights: int) -> Tensor:
+        """Blocks (n, n_bytes) -> weights (n, block_size) of `dtype`, about n_weights at a time."""
+        weights = torch.empty(blocks.shape[0], cls.block_size, dtype=dtype, device=blocks.device)
+        n = n_weights // cls.block_size
+        for part, target in zip(blocks.split(n), weights.split(n), strict=True):
+            target.copy_(cls.decode_blocks(part))
+        return weights
 
 
 def block_type(qtype: str) -> type[BlockType] | None:

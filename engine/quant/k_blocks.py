@@ -35,7 +35,7 @@ class Q2_K(BlockType):
 
 
 class Q3_K(BlockType):
-    """16 groups of 16: 6-bit scale each, two-bit q and a high bit that, unset, takes 4 off: w = d * (scale - 32) * q."""
+    """16 groups of 16: 6-bit scale each, three-bit q, its high bit apart: w = d * (scale - 32) * (q - 4)."""
 
     qtype, block_size, n_bytes = "Q3_K", 256, 110
     halves = (108,)

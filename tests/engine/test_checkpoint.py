@@ -1,11 +1,18 @@
 """Opening files: the same tensors as gguf-py and safetensors, and clear words for anything else."""
 
+import json
+import time
+
 import gguf
 import numpy as np
 import pytest
 import torch
-from kontextkit.engine.checkpoint import open_checkpoint
+from flux_files import write_packed
+from kontextkit.engine.checkpoint import check_scales, open_checkpoint
 from kontextkit.engine.errors import CheckpointError
+from kontextkit.engine.quant import block_type
+from kontextkit.engine.quant.blocks import block_types
+from packed_blocks import random_blocks
 from safetensors.torch import save_file
 
 
@@ -20,6 +27,32 @@ def test_gguf_tensors_are_bit_for_bit_what_gguf_py_decodes(qtype, gguf_file):
         ours = checkpoint.tensors[tensor.name].decode(torch.float32)
         assert tuple(ours.shape) == expected.shape
         assert np.array_equal(ours.numpy().view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("qtype", block_types())
+def test_every_block_type_is_read_from_a_file(qtype, tmp_path):
+    packed = random_blocks(qtype, 6 * 512 // block_type(qtype).block_size, seed=2).reshape(6, -1)
+    path = write_packed(tmp_path / "packed.gguf", {"a": (packed, qtype), "vector": (packed[0], qtype)})
+    tensors = open_checkpoint(path).tensors
+    check_scales(path.name, tensors, lambda n_bytes: None)
+    expected = gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype])
+    assert np.array_equal(tensors["a"].decode().numpy(), expected)
+    assert np.array_equal(tensors["vector"].decode().numpy(), expected[0])
+
+
+@pytest.mark.parametrize("qtype", block_types())
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
+def test_a_scale_that_is_no_number_is_named(qtype, scale, tmp_path):
+    packed = random_blocks(qtype, 40, seed=2)
+    packed[17, block_type(qtype).halves[-1] :][:2] = np.array([scale], np.float16).view(np.uint8)
+    path = write_packed(tmp_path / "bad.gguf", {"fine": (packed[:17], qtype), "broken": (packed, qtype)})
+    told = []
+    with pytest.raises(CheckpointError, match=rf"bad\.gguf: block 17 of tensor 'broken' has the scale {scale}"):
+        check_scales(path.name, open_checkpoint(path).tensors, told.append)
+    assert told == [packed[:17].nbytes]
+    path = write_packed(tmp_path / "vector.gguf", {"broken": (packed.reshape(-1), qtype)})
+    with pytest.raises(CheckpointError, match="block 17 of tensor 'broken'"):
+        open_checkpoint(path)
 
 
 def test_a_gguf_file_is_mapped_and_not_read(gguf_file):
@@ -65,7 +98,7 @@ BAD = {
     "noise.gguf": (bytes(range(7, 250)), "neither GGUF nor safetensors"),
     "swapped.safetensors": (b"GGUF" + bytes(100), r"content is GGUF .* Rename it to swapped\.gguf"),
     "swapped.gguf": (b"\x02\0\0\0\0\0\0\0{}", r"content is safetensors .* Rename it to swapped\.safetensors"),
-    "cut.safetensors": (b"\xff\0\0\0\0\0\0\0{", "broken safetensors file .* download the file again"),
+    "cut.safetensors": (b"\xff\0\0\0\0\0\0\0{", "broken safetensors header: .* download the file again"),
 }
 
 
@@ -86,6 +119,49 @@ def test_a_header_whose_length_looks_like_another_format_is_read(length, tmp_pat
     path = tmp_path / "model.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + table.ljust(length) + bytes(4))
     assert list(open_checkpoint(path).tensors) == ["a"]
+
+
+def table(**entries):
+    """A safetensors file of these entries and 64 bytes of data."""
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(64)
+
+
+def place(dtype="F32", shape=(16,), begin=0, stop=64):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, stop]}
+
+
+TWICE = b'{"a":{"dtype":"U8","shape":[64],"data_offsets":[0,64]},"a":{"dtype":"U8","shape":[64],"data_offsets":[0,64]}}'
+HOSTILE = {
+    "a length past the end": (b"\xff" * 8 + b"{", "bytes long"),
+    "no JSON": ((8).to_bytes(8, "little") + b"{" + bytes(80), "Expecting property name"),
+    "deep nesting": (
+        (1 << 20).to_bytes(8, "little") + b'{"a":' * (1 << 15) + bytes(1 << 20),
+        "some 32766 tensors|ecursion|Expecting",
+    ),
+    "millions of tensors": ((3 << 21).to_bytes(8, "little") + b"{" + b"{}," * (1 << 21) + bytes(64), "2097151 tensors"),
+    "millions of numbers": ((1 << 23).to_bytes(8, "little") + b"{" + b"1," * (1 << 22), "419430. entries"),
+    "a name twice": (len(TWICE).to_bytes(8, "little") + TWICE + bytes(64), "a name stands twice"),
+    "no shape": (table(a={"dtype": "F32", "data_offsets": [0, 64]}), "'a' lacks dtype, shape or data_offsets"),
+    "an unknown type": (table(a=place("X9")), "'a' is of the unknown type 'X9'"),
+    "a negative side": (table(a=place(shape=(-4, -4))), r"'a' has the shape \[-4, -4\]"),
+    "a product that overflows": (table(a=place(shape=(1 << 40, 1 << 40))), "'a' of .* bytes lies at 0 to 64"),
+    "too few bytes": (table(a=place(shape=(17,))), "'a' of 68 bytes lies at 0 to 64"),
+    "a hole": (table(a=place(shape=(8,), begin=32)), "'a' begins at byte 32, the one before ends at 0"),
+    "an overlap": (table(a=place(), b=place()), "'b' begins at byte 0, the one before ends at 64"),
+    "data left over": (table(a=place(shape=(8,), stop=32)), "the tensors end at byte 32, the file has 64"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_safetensors_header_is_refused_at_once(case, tmp_path):
+    content, words = HOSTILE[case]
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(content)
+    begin = time.perf_counter()
+    with pytest.raises(CheckpointError, match=f"hostile.safetensors: broken safetensors header: .*({words})"):
+        open_checkpoint(path)
+    assert time.perf_counter() - begin < 2
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):

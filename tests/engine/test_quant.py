@@ -5,22 +5,9 @@ import numpy as np
 import pytest
 import torch
 from kontextkit.engine.quant import PackedTensor, QuantLinear, block_type
+from packed_blocks import random_blocks, same_bits
 
 TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
-
-
-def random_blocks(qtype: str, n: int, seed: int) -> np.ndarray:
-    """Arbitrary bytes with finite scales: every value a file can hold, not only those a quantizer writes."""
-    layout = block_type(qtype)
-    blocks = np.random.default_rng(seed).integers(0, 256, (n, layout.n_bytes), dtype=np.uint8)
-    for start in layout.halves:
-        scales = np.random.default_rng(seed + 1 + start).normal(0, 3, n).astype(np.float16)
-        blocks[:, start : start + 2] = scales.view(np.uint8).reshape(n, 2)
-    return blocks
-
-
-def same_bits(ours: torch.Tensor, theirs: np.ndarray) -> bool:
-    return np.array_equal(ours.contiguous().numpy().view(np.uint32), np.ascontiguousarray(theirs).view(np.uint32))
 
 
 @pytest.mark.parametrize("qtype", TYPES)

@@ -1,0 +1,98 @@
+"""The Triton form of every decoder against gguf-py: interpreted on the CPU, compiled on a card."""
+
+import importlib
+import logging
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from kontextkit.engine.quant import PackedTensor, QuantLinear, block_type, on_gpu
+from kontextkit.engine.quant.blocks import block_types
+from packed_blocks import random_blocks, same_bits
+
+FORM = "kontextkit.engine.quant.triton_form"
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """The module as Triton's interpreter runs it, without a card."""
+    pytest.importorskip("triton")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.delitem(sys.modules, FORM, raising=False)
+        yield importlib.import_module(FORM)
+    sys.modules.pop(FORM, None)
+
+
+@pytest.mark.parametrize("qtype", block_types())
+@pytest.mark.parametrize(
+    "n_blocks", [1, 7, 64, 131]
+)  # fewer than a program's, whole programs, a last one that overlaps
+def test_the_formulas_are_gguf_py_s(interpreted, qtype, n_blocks):
+    packed = random_blocks(qtype, n_blocks, seed=11)
+    ours = interpreted.decode_blocks(block_type(qtype), torch.from_numpy(packed), torch.float32)
+    assert same_bits(ours, gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("qtype", block_types())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_card_decodes_as_gguf_py_does(qtype, dtype):
+    assert on_gpu.has_triton(torch.device("cuda", 0))
+    packed = random_blocks(qtype, 4099, seed=12)
+    expected = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype])).to(dtype)
+    ours = block_type(qtype).decode(torch.from_numpy(packed).cuda(), dtype).cpu()
+    assert torch.equal(ours.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.gpu
+def test_plain_torch_on_a_card_decodes_alike():
+    for qtype in block_types():
+        packed = torch.from_numpy(random_blocks(qtype, 4099, seed=13)).cuda()
+        plain = block_type(qtype).decode_in_parts(packed, torch.bfloat16, on_gpu.GPU_PART)
+        assert torch.equal(plain, block_type(qtype).decode(packed, torch.bfloat16)), qtype
+
+
+@pytest.mark.gpu
+def test_a_compiled_linear_is_one_graph_on_a_card():
+    layer = layer_of("Q4_K").cuda()
+    x = torch.randn(9, 512, device="cuda", dtype=torch.bfloat16)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("qtype", block_types())
+def test_a_compiled_linear_is_one_graph(qtype):
+    layer, x = layer_of(qtype), torch.randn(9, 512, generator=torch.Generator().manual_seed(1))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+def layer_of(qtype):
+    packed = random_blocks(qtype, 48 * 512 // block_type(qtype).block_size, seed=3).reshape(48, -1)
+    return QuantLinear(PackedTensor(torch.from_numpy(packed), qtype, (48, 512)))
+
+
+def test_without_triton_plain_torch_decodes_and_the_log_says_what_to_install(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, FORM, None)  # importing it fails
+    on_gpu.has_triton.cache_clear()
+    packed = random_blocks("Q4_K", 5, seed=4)
+    with caplog.at_level(logging.WARNING):
+        ours = [on_gpu.decode_on_gpu(torch.from_numpy(packed), block_type("Q4_K"), torch.float32) for _ in range(2)]
+    on_gpu.has_triton.cache_clear()
+    assert same_bits(ours[1], gguf.dequantize(packed, gguf.GGMLQuantizationType.Q4_K))
+    assert [r.message.count("pip install triton") for r in caplog.records] == [1]
+
+
+def test_the_operator_of_compiled_graphs_is_sound(monkeypatch):
+    monkeypatch.setattr(on_gpu, "has_triton", lambda device: False)
+    blocks = torch.from_numpy(random_blocks("Q3_K", 6, seed=5))
+    torch.library.opcheck(torch.ops.kontextkit.decode_blocks.default, (blocks, "Q3_K", torch.bfloat16))
+
+
+@pytest.mark.parametrize("n_blocks", [1, 3000])
+def test_decoding_in_parts_is_decoding(n_blocks):
+    packed = random_blocks("Q6_K", n_blocks, seed=6)
+    whole = block_type("Q6_K").decode_blocks(torch.from_numpy(packed))
+    assert np.array_equal(block_type("Q6_K").decode(torch.from_numpy(packed)).numpy(), whole.numpy())
