@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-from flux_files import write_gguf
+from flux_files import write_gguf, write_packed
 from kontextkit.devtools.flux_shapes import bfl_shapes
 from kontextkit.engine.checkpoint import Checkpoint, open_checkpoint
 from kontextkit.engine.errors import CheckpointError
@@ -97,9 +97,12 @@ def test_a_tensor_of_another_shape_is_named(bfl_tensors, save):
         build_transformer(*read_weights(checkpoint), checkpoint.file_name)
 
 
-def test_an_unsupported_quantization_is_named_with_its_tensor(gguf_file):
-    with pytest.raises(CheckpointError, match=r"'img_in.weight' is stored as Q4_1 \(39 of 92 tensors\)"):
-        read_weights(open_checkpoint(gguf_file("Q4_1")))
+def test_an_unsupported_quantization_is_named_with_its_tensor(tmp_path, bfl_tensors):
+    packed = {
+        name: (t.numpy().astype("int8"), "I8") if t.ndim == 2 else (t.numpy(), "F32") for name, t in bfl_tensors.items()
+    }
+    with pytest.raises(CheckpointError, match=r"'img_in.weight' is stored as I8 \(39 of 92 tensors\)"):
+        read_weights(open_checkpoint(write_packed(tmp_path / "i8.gguf", packed)))
 
 
 STRANGERS = {
