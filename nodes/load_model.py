@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge import paths
 from ..bridge.model import COMPUTE_DTYPES, load
+from ..bridge.paths import MODELS
 
 
 class KontextLoadModel(io.ComfyNode):
@@ -14,7 +14,7 @@ class KontextLoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs: model_name, compute_dtype. Output: MODEL."""
-        folders = ", ".join(paths.model_folders())
+        folders = ", ".join(MODELS.directories())
         return io.Schema(
             node_id="KontextLoadModel",
             display_name="Load Kontext Model",
@@ -24,7 +24,7 @@ class KontextLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=paths.model_names(),
+                    options=MODELS.names(),
                     tooltip=f"A .gguf or .safetensors file of FLUX.1 Kontext. Folders searched: {folders}. "
                     "Press R after adding a file.",
                 ),
@@ -42,12 +42,12 @@ class KontextLoadModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model_name: str, compute_dtype: str) -> str:
         """Loads again when the file has changed on disk."""
-        return f"{paths.fingerprint(model_name)}:{compute_dtype}"
+        return f"{MODELS.fingerprint(model_name)}:{compute_dtype}"
 
     @classmethod
     def execute(cls, model_name: str, compute_dtype: str) -> io.NodeOutput:
         """Raises CheckpointError for a file that is no FLUX.1, FileNotFoundError for one that is gone."""
-        return io.NodeOutput(load(paths.model_path(model_name), compute_dtype))
+        return io.NodeOutput(load(MODELS.path(model_name), compute_dtype))
 
 
 NODES = [KontextLoadModel]

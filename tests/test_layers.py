@@ -24,6 +24,7 @@ INSIDE_ENGINE = {
     "quant": {"errors"},
     "checkpoint": {"errors", "gguf", "quant"},
     "flux": {"errors", "checkpoint", "quant"},
+    "text_encoders": {"errors", "checkpoint", "quant"},
     "words": set(),
     "metrics": set(),
     "training": {"errors", "flux"},

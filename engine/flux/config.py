@@ -84,8 +84,8 @@ _OTHERS = (
     ("input_blocks.0.0.weight", "a Stable Diffusion (SD1, SD2 or SDXL) checkpoint", "CheckpointLoaderSimple"),
     ("joint_blocks.", "a Stable Diffusion 3 transformer", "UNETLoader"),
     ("lora_", "a LoRA", "a LoRA loader"),
-    ("encoder.block.0.", "a T5 text encoder", "DualCLIPLoader"),
-    ("text_model.encoder.", "a CLIP text encoder", "DualCLIPLoader"),
+    ("encoder.block.0.", "a T5 text encoder", "Load Kontext Text Encoders"),
+    ("text_model.encoder.", "a CLIP text encoder", "Load Kontext Text Encoders"),
     ("decoder.conv_in.weight", "a VAE", "VAELoader"),
 )
 
