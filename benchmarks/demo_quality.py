@@ -20,7 +20,7 @@ import torch
 from held_out import Editor, Settings
 
 STEPS = (4, 8, 12, 16, 20)
-GUIDANCE = (1.0, 2.0, 3.5, 5.0, 7.0, 9.0)
+GUIDANCE = (2.0, 2.5, 3.5, 5.0, 7.0, 9.0)
 SIDES = (128, 384, 512)  # scenes are drawn square; other shapes are trained but not judged here
 GOAL = 0.95
 

@@ -23,7 +23,7 @@ class Settings:
     """How a picture is made; always by Euler's steps, the schedule `simple`, without a second guidance."""
 
     steps: int = 28
-    guidance: float = 2.5
+    guidance: float = 1.0
     size: Size = (256, 256)
     masked: bool = False  # change only where something should change
 

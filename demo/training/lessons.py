@@ -66,7 +66,7 @@ class Lessons:
     def editing(self, main: Pool, others: list[Pool], folder: Path, report: Callable[[str], None]) -> None:
         """Flow matching on pictures of the main size, every fifth batch of another."""
         r = self.recipe
-        loop = self._loop(r.edit_steps, r.rate, decay_from=0.4)
+        loop = self._loop(r.edit_steps, r.rate, decay_from=0.3)
         chances = [0.8, *(0.2 / len(others) for _ in others)]
         self._go(loop, lambda step: self._flow(step, [main, *others], chances), folder, "editing", report)
 

@@ -26,11 +26,11 @@ class Recipe:
     autoencoder_rate: float = 6e-4
     # the transformer's lessons
     rate: float = 1.2e-3
-    n_main: int = 120000  # edits of pictures of that side
-    n_other: int = 3000  # edits of each other size
+    n_main: int = 90000  # edits of pictures of that side
+    n_other: int = 2000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
-    edit_steps: int = 21000
-    guidance_steps: int = 1300
+    edit_steps: int = 20000
+    guidance_steps: int = 1100
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0
     dropped_prompts: float = 0.1
