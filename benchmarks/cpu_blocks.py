@@ -14,12 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import report
 import torch
+from random_files import FULL, random_blocks
 
 TYPES = ("BF16", "Q8_0", "Q4_K", "Q3_K")
 REPEATS = 3
-IMG, TXT, HIDDEN = 2048, 512, 3072
+IMG, TXT, HIDDEN = 2048, 512, FULL["hidden"]
 
 
 def main() -> None:
@@ -55,22 +57,18 @@ def model(qtype: str) -> Any:
     from kontextkit.engine.flux.build import build_transformer
     from kontextkit.engine.flux.weights import read_weights
 
-    shapes = bfl_shapes(HIDDEN, text=4096, pooled=768, depth=1, single=1)
+    shapes = bfl_shapes(**FULL | {"depth": 1, "single": 1})
     tensors = {name: random(shape, qtype if "blocks." in name else "BF16") for name, shape in shapes.items()}
     return build_transformer(*read_weights(Checkpoint(qtype, tensors)), qtype)
 
 
 def random(shape: tuple[int, ...], qtype: str) -> Any:
     """A random tensor of a type."""
-    from kontextkit.engine.quant import PackedTensor, block_type
+    from kontextkit.engine.quant import PackedTensor
 
-    layout = block_type(qtype)
-    if layout is None or len(shape) == 1:
+    if qtype == "BF16" or len(shape) == 1:
         return PackedTensor((torch.randn(shape) * 0.02).bfloat16(), "BF16", shape)
-    packed = torch.randint(0, 256, (*shape[:-1], layout.row_bytes(shape[-1])), dtype=torch.uint8)
-    for start in layout.halves:
-        packed.view(-1, layout.n_bytes)[:, start : start + 2] = torch.tensor([1e-4]).half().view(torch.uint8)
-    return PackedTensor(packed, qtype, shape)
+    return PackedTensor(torch.from_numpy(random_blocks(shape, qtype, np.random.default_rng(0))), qtype, shape)
 
 
 def blocks(transformer: Any) -> dict[str, Any]:

@@ -24,9 +24,8 @@ if "--dynamic" in sys.argv:  # ComfyUI turns it on before torch is imported
     comfy_aimdo.control.init()
 import report
 import torch
+from random_files import FULL, TINY, call, mixed, write_bf16, write_gguf
 
-FULL = {"hidden": 3072, "text": 4096, "pooled": 768, "depth": 19, "single": 38}
-TINY = {"hidden": 256, "text": 64, "pooled": 32, "depth": 2, "single": 2}
 GB = 1e9
 COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
@@ -45,7 +44,7 @@ def main() -> None:
     side = 16 if options.tiny else 128
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        bench = Bench(rows, inputs(side, shapes), "dynamic." if options.dynamic else "")
+        bench = Bench(rows, call(side, shapes, COMPUTE), "dynamic." if options.dynamic else "")
         bench.run(Path(folder), shapes)
     report.write(options.out, rows, "full_size.py", *["--dynamic"] * options.dynamic)
 
@@ -70,24 +69,6 @@ def import_comfyui(dynamic: bool) -> None:
     report.import_pack()
 
 
-def inputs(side: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The arguments of one forward pass."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator(device).manual_seed(1)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device=device).to(COMPUTE)
-
-    return {
-        "x": normal(1, 16, side, side),
-        "timestep": torch.tensor([0.7], device=device),
-        "context": normal(1, 512, shapes["txt_in.weight"][1]),
-        "y": normal(1, shapes["vector_in.in_layer.weight"][1]),
-        "guidance": torch.tensor([2.5], device=device).to(COMPUTE),
-        "ref_latents": [normal(1, 16, side, side)],
-    }
-
-
 class Bench:
     """The measurements, each adding rows."""
 
@@ -107,8 +88,8 @@ class Bench:
 
         dtype = str(COMPUTE).removeprefix("torch.")
         plain, packed = folder / "bf16.safetensors", folder / "q8_0.gguf"
-        write_bf16(plain, shapes, self.device)
-        write_q8_0(packed, shapes)
+        write_bf16(plain, shapes)
+        write_gguf(packed, mixed(shapes, "Q8_0"))
         self.row("file.bf16_gb", plain.stat().st_size / GB, "GB")
         self.row("file.q8_0_gb", packed.stat().st_size / GB, "GB")
         peer = self.measure("peer.comfyui", lambda: comfy.sd.load_diffusion_model(str(plain)))
@@ -172,36 +153,6 @@ class Bench:
         """Count peak memory from here."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-
-
-def write_bf16(path: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
-    """Tame random weights as BF16 safetensors in BFL's names."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    spread = {name: 1.0 if name.endswith("scale") else 0.3 / shape[-1] ** 0.5 for name, shape in shapes.items()}
-    save_file({n: (torch.randn(s, device=device) * spread[n]).bfloat16().cpu() for n, s in shapes.items()}, path)
-
-
-def write_q8_0(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Random Q8_0 blocks for all matrices, F32 for the rest."""
-    import gguf
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "flux")
-    for name, shape in shapes.items():
-        if len(shape) == 1:
-            writer.add_tensor(name, rng.normal(1.0 if name.endswith("scale") else 0.0, 0.02, shape).astype(np.float32))
-            continue
-        blocks = rng.integers(0, 256, (shape[0], shape[1] // 32, 34), dtype=np.uint8)
-        scale = np.array([0.3 / shape[1] ** 0.5 / 74], np.float16)  # int8 of uniform bytes spreads by 74
-        blocks[..., :2] = scale.view(np.uint8)
-        writer.add_tensor(name, blocks.reshape(shape[0], -1), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def anonymous_gb() -> float:

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import report
 import torch
+from random_files import FULL, mixed, write_gguf
 
 N_LOADS = 20
 GOAL = 1.1  # of a file's size
@@ -33,9 +32,11 @@ def main() -> None:
     report.import_comfyui()
     report.import_pack()
     paths = [options.folder / name for name in ("transformer.gguf", "t5xxl.gguf", "clip_l.gguf")]
+    from kontextkit.devtools.flux_shapes import bfl_shapes
+
     try:
-        for path, types in zip(paths, (transformer(), t5xxl(), clip_l()), strict=True):
-            write(path, types)
+        for path, types in zip(paths, (mixed(bfl_shapes(**FULL), "Q4_K_M"), t5xxl(), clip_l()), strict=True):
+            write_gguf(path, types)
         rows = measure(*paths)
     finally:
         for path in paths:
@@ -96,21 +97,6 @@ def row(name: str, measured: float, goal: float | None, unit: str, note: str) ->
     return {"name": name, "measured": round(measured, 3), "goal": goal, "unit": unit, "better": "lower", "note": note}
 
 
-def transformer() -> dict[str, tuple[tuple[int, ...], str]]:
-    """{name: (shape, qtype)} of FLUX.1 Kontext in Q4_K_M's mix."""
-    from kontextkit.devtools.flux_shapes import bfl_shapes
-
-    def qtype(name: str, shape: tuple[int, ...]) -> str:
-        if len(shape) == 1:
-            return "F32"
-        if "blocks." not in name:
-            return "BF16"
-        return "Q5_K" if "_attn.qkv" in name else "Q4_K"
-
-    shapes = bfl_shapes(hidden=3072, text=4096, pooled=768, depth=19, single=38)
-    return {name: (shape, qtype(name, shape)) for name, shape in shapes.items()}
-
-
 def t5xxl() -> dict[str, tuple[tuple[int, ...], str]]:
     """T5-XXL's encoder in llama.cpp's names."""
     tensors = {"token_embd.weight": ((32128, 4096), "Q4_K"), "enc.output_norm.weight": ((4096,), "F32")}
@@ -137,34 +123,6 @@ def clip_l() -> dict[str, tuple[tuple[int, ...], str]]:
         shapes |= {f"{layer}.layer_norm{i}.{part}": (width,) for i in (1, 2) for part in ("weight", "bias")}
     shapes |= {f"final_layer_norm.{part}": (width,) for part in ("weight", "bias")}
     return {f"text_model.{name}": (shape, "F16") for name, shape in shapes.items()}
-
-
-def write(path: Path, tensors: dict[str, tuple[tuple[int, ...], str]]) -> None:
-    """Blocks of random bytes with small scales, as gguf-py writes them."""
-    from kontextkit.engine.quant import block_type
-
-    rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "flux", use_temp_file=False)
-    for name, (shape, qtype) in tensors.items():
-        layout = block_type(qtype)
-        if layout is None:
-            values: Any = np.zeros(shape, np.float32 if qtype == "F32" else np.float16)
-            writer.add_tensor(name, values.view(np.uint8) if qtype == "BF16" else values, raw_dtype=_kind(qtype))
-            continue
-        n_blocks = int(np.prod(shape)) // layout.block_size
-        few = rng.integers(0, 256, (4096, layout.n_bytes), dtype=np.uint8)
-        for start in layout.halves:
-            few[:, start : start + 2] = np.full((4096, 1), 1e-4, np.float16).view(np.uint8)
-        blocks = np.resize(few, (n_blocks, layout.n_bytes))
-        writer.add_tensor(name, blocks.reshape(shape[0], -1), raw_dtype=_kind(qtype))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _kind(qtype: str) -> gguf.GGMLQuantizationType:
-    return gguf.GGMLQuantizationType[qtype]
 
 
 if __name__ == "__main__":

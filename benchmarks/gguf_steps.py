@@ -1,0 +1,130 @@
+"""One step from GGUF files beside BF16, eager and with compiled blocks, and beside ComfyUI's own and ComfyUI-GGUF.
+
+    COMFYUI_PATH=... python benchmarks/gguf_steps.py [--tiny] [--peer FOLDER] [--out FILE]
+
+1024x1024 target, one 1024x1024 reference, 512 text tokens, random weights, everything on the card. Medians of
+synchronized forward passes, the models in turns. --peer: a checkout of https://github.com/city96/ComfyUI-GGUF.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import report
+import torch
+from random_files import FULL, MIXES, TINY, call, mixed, write_bf16, write_gguf
+
+TURNS, WARM_UP = 8, 3
+GOAL = 1.05
+COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--peer", type=Path)
+    parser.add_argument("--out", type=Path, default=report.RESULTS / "gguf_steps.json")
+    options = parser.parse_args()
+    report.import_comfyui()
+    report.import_pack()
+    from kontextkit.devtools.flux_shapes import bfl_shapes
+
+    shapes = bfl_shapes(**(TINY if options.tiny else FULL))
+    arguments = call(16 if options.tiny else 128, shapes, COMPUTE)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        ours, peers = load_all(Path(folder), shapes, options.peer)
+        eager = in_turns({name: lambda m=model: m(**arguments) for name, model in (ours | peers).items()})
+        compiled = in_turns({name: compiled_step(model, arguments) for name, model in ours.items()})
+    rows = [row(f"gguf.{name}.step_ms.eager", ms, None, "ms") for name, ms in eager.items()]
+    rows += [row(f"gguf.{name}.step_ms.compiled", ms, None, "ms") for name, ms in compiled.items()]
+    for mix in map(str.lower, MIXES):
+        goal = GOAL if mix == "q4_k_m" else None
+        rows.append(row(f"gguf.{mix}.step_ratio.eager", eager[mix] / eager["bf16"], goal, "ratio"))
+        rows.append(row(f"gguf.{mix}.step_ratio.compiled", compiled[mix] / compiled["bf16"], goal, "ratio"))
+    if "comfyui_gguf_q4_k_m" in eager:
+        rows.append(row("gguf.peer.step_ratio", eager["comfyui_gguf_q4_k_m"] / eager["comfyui_bf16"], None, "ratio"))
+    report.write(options.out, rows, "gguf_steps.py", *["--peer FOLDER"] * bool(options.peer))
+
+
+def load_all(folder: Path, shapes: dict[str, Any], peer: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({name: diffusion model} of ours, of others), all on the card; files go as soon as they are read."""
+    import comfy.model_management as management
+    import comfy.sd
+    from kontextkit.bridge.model import load
+
+    dtype = str(COMPUTE).removeprefix("torch.")
+    plain = folder / "bf16.safetensors"
+    write_bf16(plain, shapes)
+    patchers = {"bf16": load(plain, dtype), "comfyui_bf16": comfy.sd.load_diffusion_model(str(plain))}
+    for mix in MIXES:
+        write_gguf(folder / f"{mix}.gguf", mixed(shapes, mix))
+        patchers[mix.lower()] = load(folder / f"{mix}.gguf", dtype)
+    if peer:
+        patchers["comfyui_gguf_q4_k_m"] = load_with_peer(peer, folder, "Q4_K_M.gguf")
+    management.load_models_gpu(list(patchers.values()), force_full_load=True)
+    models = {name: patcher.model.diffusion_model for name, patcher in patchers.items()}
+    others = {name: models.pop(name) for name in list(models) if name.startswith("comfyui")}
+    return models, others
+
+
+def load_with_peer(peer: Path, folder: Path, name: str) -> Any:
+    """ComfyUI-GGUF's own loader node."""
+    import folder_paths
+
+    spec = importlib.util.spec_from_file_location("peer", peer / "__init__.py", submodule_search_locations=[str(peer)])
+    assert spec
+    assert spec.loader
+    package = sys.modules["peer"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    for key in ("unet", "diffusion_models", "unet_gguf"):
+        folder_paths.add_model_folder_path(key, str(folder))
+    (patcher,) = package.NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]().load_unet(name)
+    return patcher
+
+
+def compiled_step(hosted: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
+    """One pass with every block through Inductor."""
+    from kontextkit.engine.training.flow_matching import CompiledBlocks, Conditions, velocity
+
+    a = arguments
+    given = Conditions(a["context"], a["y"], a["guidance"], a["ref_latents"])
+    hooks = CompiledBlocks()
+    return lambda: velocity(hosted.transformer, a["x"], a["timestep"], given, hooks)
+
+
+def in_turns(steps: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median milliseconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(WARM_UP + TURNS):
+        for name, step in steps.items():
+            synchronize()
+            begin = time.perf_counter()
+            step()
+            synchronize()
+            if turn >= WARM_UP:
+                times[name].append((time.perf_counter() - begin) * 1e3)
+    return {name: statistics.median(ms) for name, ms in times.items()}
+
+
+def synchronize() -> None:
+    """Wait for the card."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def row(name: str, measured: float, goal: float | None, unit: str) -> dict[str, Any]:
+    """One result; lower is better in all of them."""
+    return {"name": name, "measured": round(measured, 3), "goal": goal, "unit": unit, "better": "lower", "note": ""}
+
+
+if __name__ == "__main__":
+    main()
