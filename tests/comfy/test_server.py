@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from flux_files import write_gguf
+from flux_files import write_gguf, write_packed
 from kontextkit.devtools.flux_shapes import bfl_shapes
 from kontextkit.devtools.server import PromptError
 from kontextkit.devtools.stand_ins import api_with_stand_ins
@@ -130,26 +130,29 @@ def a_safetensors(change):
     return lambda path: save_file(change(small()), path)
 
 
-def of_k_quants(path):
-    writer = gguf.GGUFWriter(path, "flux")
-    for name, shape in bfl_shapes(256, 256, 256, 1, 1).items():
-        if len(shape) == 2 and shape[-1] % 256 == 0:
-            kind = gguf.GGMLQuantizationType.Q4_K
-            packed = np.zeros((shape[0], shape[1] // 256 * 144), dtype=np.uint8)
-            writer.add_tensor(name, packed, raw_dtype=kind)
-        else:
-            writer.add_tensor(name, np.zeros(shape, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def of_type(qtype, scale):
+    """A whole transformer in blocks of a type, their scales all the same."""
+
+    def write(path):
+        block_size, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[qtype]]
+        packed = {}
+        for name, shape in bfl_shapes(256, 256, 256, 1, 1).items():
+            if len(shape) == 2 and shape[-1] % block_size == 0:
+                blocks = np.zeros((shape[0], shape[1] // block_size, n_bytes), dtype=np.uint8)
+                blocks[..., :2] = np.array([scale], np.float16).view(np.uint8)
+                packed[name] = blocks.reshape(shape[0], -1), qtype
+            else:
+                packed[name] = np.zeros(shape, dtype=np.float32), "F32"
+        write_packed(path, packed)
+
+    return write
 
 
 SDXL = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4, 3, 3), "step": torch.tensor(1)}
 BAD = {
     "empty.gguf": (raw(b""), "empty.gguf: the file is empty"),
     "truncated.gguf": (written(a_gguf(), cut=5000), "ends at byte .* the file at .* download the file again"),
-    "truncated.safetensors": (written(a_safetensors(dict), cut=5000), "broken safetensors file"),
+    "truncated.safetensors": (written(a_safetensors(dict), cut=5000), "broken safetensors header"),
     "archive.gguf": (raw(b"PK\x03\x04" + bytes(64)), "zip archive"),
     "page.gguf": (raw(b"<!DOCTYPE html><html>Sign in"), "web page"),
     "pointer.gguf": (raw(b"version https://git-lfs.github.com/spec/v1\n"), "git-lfs pointer"),
@@ -161,7 +164,8 @@ BAD = {
         r"2 of \d+ tensors of a FLUX.1 transformer are missing: single_blocks.0.linear1.weight",
     ),
     "extra.safetensors": (a_safetensors(lambda t: t | {"odd.weight": torch.ones(1)}), "1 tensors belong to no .* odd"),
-    "k_quants.gguf": (of_k_quants, r"'txt_in.weight' is stored as Q4_K .* cannot decode yet"),
+    "ternary.gguf": (of_type("TQ1_0", 1), r"'txt_in.weight' is stored as TQ1_0 .* cannot decode yet"),
+    "damaged.gguf": (of_type("Q4_K", np.nan), "block 0 of tensor 'txt_in.weight' has the scale nan"),
 }
 
 

@@ -2,9 +2,15 @@
 
 import copy
 
+import gguf
 import pytest
 import torch
+from flux_files import write_packed
+from kontextkit.engine.quant import block_type
+from kontextkit.engine.quant.blocks import block_types
 from oracle import DEVICE, error, inputs
+from packed_blocks import random_blocks
+from safetensors.torch import load_file
 
 LIMIT = 1e-5
 REFERENCES = {"none": [], "one": [(8, 6)], "three": [(8, 6), (5, 12), (13, 7)]}
@@ -40,6 +46,26 @@ def test_velocity_at_each_guidance(twins, guidance):
 
 def test_velocity_without_guidance_embedding(twins_without_guidance):
     assert compare(twins_without_guidance, inputs(references=REFERENCES["three"])) < LIMIT
+
+
+@pytest.mark.parametrize("qtype", block_types())
+def test_velocity_of_packed_weights_is_core_s_over_what_gguf_py_decodes(twins, qtype, tmp_path):
+    from kontextkit.bridge.model import load
+
+    packed, decoded = {}, {}
+    block_size = block_type(qtype).block_size
+    for name, tensor in load_file(twins.path).items():
+        packed[name], decoded[name] = (tensor.numpy(), "F32"), tensor
+        if tensor.ndim == 2 and tensor.shape[1] % block_size == 0:
+            rows = random_blocks(qtype, tensor.numel() // block_size, len(name), 3e-4).reshape(len(tensor), -1)
+            packed[name] = rows, qtype
+            decoded[name] = torch.from_numpy(gguf.dequantize(rows, gguf.GGMLQuantizationType[qtype]))
+    core = copy.deepcopy(twins.core)
+    core.load_state_dict({name.replace("_norm.scale", "_norm.weight"): t for name, t in decoded.items()})
+    ours = load(write_packed(tmp_path / "packed.gguf", packed), "float32").model.diffusion_model.to(DEVICE)
+    call = inputs(references=[(8, 6)])
+    with torch.no_grad():
+        assert error(ours(**call), core(**call)) < LIMIT
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
