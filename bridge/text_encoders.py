@@ -76,7 +76,11 @@ def make_clip(
         ClipTarget(comfy.text_encoders.flux.FluxTokenizer, make),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=sum(tensor.data.nbytes for tensor in (*clip_l.values(), *t5xxl.values())) // 2,  # of two bytes
-        model_options={"custom_operations": Operations, **(configs or {})},
+        model_options={
+            "custom_operations": Operations,
+            "initial_device": torch.device("cpu"),  # where the files are mapped; ComfyUI moves them when a prompt comes
+            **(configs or {}),
+        },
         disable_dynamic=disable_dynamic,
     )
 
