@@ -7,9 +7,11 @@ import struct
 
 from ..errors import CheckpointError
 
-MAX_STRING = 1 << 20  # bytes; keys and names are far shorter, chat templates reach some 100 KB
+MAX_STRING = 1 << 20  # bytes; chat templates reach some 100 KB
+MAX_KEPT = 1 << 12  # bytes of a string that is remembered; longer metadata are stepped over
 MAX_ARRAY_DEPTH = 2
-MAX_ENTRIES = 1 << 19  # of a table that must be walked entry by entry; vocabularies reach half of it
+MAX_ROWS = 1 << 15  # of the tables of tensors and of metadata, some thousand in the largest models
+MAX_WALKED = 1 << 20  # strings in all arrays together, which must be walked one by one; vocabularies reach half of it
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -22,6 +24,7 @@ class Cursor:
         self.buffer = buffer
         self.file_name = file_name
         self.position = 0
+        self.walked = 0
 
     def fail(self, problem: str) -> CheckpointError:
         """The error for a header that cannot be true, with its place in the file."""
@@ -42,11 +45,11 @@ class Cursor:
         """One number of struct format `code`."""
         return struct.unpack_from("<" + code, self.buffer, self.skip(struct.calcsize("<" + code)))[0]
 
-    def entries(self, unit_bytes: int, what: str) -> int:
-        """A count of things to be read one by one."""
+    def rows(self, unit_bytes: int, what: str) -> int:
+        """The count of a table's rows."""
         n = self.count(unit_bytes, what)
-        if n > MAX_ENTRIES:
-            raise self.fail(f"{n} {what}, at most {MAX_ENTRIES} are allowed")
+        if n > MAX_ROWS:
+            raise self.fail(f"{n} {what}, at most {MAX_ROWS} are allowed")
         return n
 
     def count(self, unit_bytes: int, what: str) -> int:
@@ -58,11 +61,13 @@ class Cursor:
         return n
 
     def string(self, what: str = "a string") -> str:
-        """A length-prefixed UTF-8 string of at most MAX_STRING bytes."""
+        """A length-prefixed UTF-8 string of at most MAX_STRING bytes, of which a longer one than MAX_KEPT is cut."""
         n = self.count(1, f"bytes of {what}")
         if n > MAX_STRING:
             raise self.fail(f"{what} of {n} bytes, at most {MAX_STRING} are allowed")
         begin = self.skip(n)
+        if n > MAX_KEPT:
+            return self.buffer[begin : begin + MAX_KEPT].decode("utf-8", errors="ignore")
         try:
             return self.buffer[begin : begin + n].decode("utf-8")
         except UnicodeDecodeError:
@@ -81,6 +86,13 @@ class Cursor:
             item_bytes = struct.calcsize("<" + _SCALARS[item_type])
             self.skip(self.count(item_bytes, "array items") * item_bytes)
             return None
-        for _ in range(self.entries(8, "array items")):
-            self.value(item_type, depth + 1)
+        n_items = self.count(8, "array items")
+        self.walked += n_items
+        if self.walked > MAX_WALKED:
+            raise self.fail(f"{self.walked} strings in arrays, at most {MAX_WALKED} are allowed")
+        for _ in range(n_items):
+            if item_type == _STRING:
+                self.skip(self.count(1, "bytes of an array's string"))
+            else:
+                self.value(item_type, depth + 1)
         return None

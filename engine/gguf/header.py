@@ -51,8 +51,8 @@ def _parse(cursor: Cursor) -> Header:
     version = cursor.scalar("I")
     if version not in (2, 3):
         raise cursor.fail(f"version {version}; this loader reads 2 and 3, little-endian")
-    n_tensors = cursor.entries(24, "tensors")
-    n_pairs = cursor.entries(12, "metadata pairs")
+    n_tensors = cursor.rows(24, "tensors")
+    n_pairs = cursor.rows(12, "metadata pairs")
     metadata: dict[str, object] = {}
     for _ in range(n_pairs):
         key = cursor.string("a metadata key")

@@ -2,6 +2,7 @@
 
 import struct
 import time
+import tracemalloc
 
 import gguf
 import numpy as np
@@ -69,9 +70,11 @@ def pair(key: bytes, type_id: int, payload: bytes) -> bytes:
 HOSTILE = {
     "version": b"GGUF" + struct.pack("<IQQ", 9, 0, 0),
     "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-    "a million strings": header_of(
-        pairs=pair(b"k", 9, struct.pack("<IQ", 8, 1 << 20)), n_pairs=1, tail=(1 << 20) * 8 + 64
+    "many arrays of strings": header_of(
+        pairs=b"".join(pair(k, 9, struct.pack("<IQ", 8, 400000) + bytes(8 * 400000)) for k in (b"a", b"b", b"c")),
+        n_pairs=3,
     ),
+    "a hundred thousand tensors": header_of(n_tensors=100000, tail=100000 * 32),
     "tensor count of 2^63": header_of(n_tensors=1 << 63),
     "pair count of 2^62": header_of(n_pairs=1 << 62),
     "string past the end": header_of(pairs=struct.pack("<Q", 1 << 40), n_pairs=1),
@@ -108,6 +111,35 @@ def test_a_hostile_header_is_refused_at_once(case, tmp_path):
     with pytest.raises(CheckpointError, match=r"hostile\.gguf: broken GGUF header at byte \d+"):
         read_header(path)
     assert time.perf_counter() - begin < 2
+
+
+WIDE = {
+    "strings of a megabyte": header_of(
+        pairs=b"".join(pair(b"%d" % i, 8, struct.pack("<Q", 1 << 20) + b"x" * (1 << 20)) for i in range(300)),
+        n_pairs=300,
+    ),
+    "all the strings allowed": header_of(
+        pairs=pair(b"k", 9, struct.pack("<IQ", 8, 1 << 20)), n_pairs=1, tail=(1 << 20) * 8
+    ),
+    "all the tensors allowed": header_of(
+        *(entry(b"%d" % i, offset=128 * i) for i in range(1 << 15)), tail=(1 << 15) * 128 + 64
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WIDE)
+def test_the_widest_header_costs_little(case, tmp_path):
+    """Under 2 s and 200 MB beside the mapped file."""
+    path = tmp_path / "wide.gguf"
+    path.write_bytes(WIDE[case])
+    begin = time.thread_time()
+    read_header(path)
+    assert time.thread_time() - begin < 2
+    tracemalloc.start()
+    read_header(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6
 
 
 def test_every_truncation_is_refused(file):
