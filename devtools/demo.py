@@ -55,12 +55,16 @@ def edit(server: ComfyServer) -> None:
     """Queue the workflow, show its steps, write the pictures."""
     seen: list[tuple[int, float]] = []  # ComfyUI reports most steps, not each
 
-    def show(_node: str, step: int, steps: int) -> None:
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    (sampler,) = (node_id for node_id, node in workflow.items() if node["class_type"] == "KSampler")
+
+    def show(node_id: str, step: int, steps: int) -> None:
+        if node_id != sampler:  # loaders report bytes
+            return
         seen.append((step, time.perf_counter()))
         if step % 7 == 0:
             say(f"step {step} of {steps}")
 
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     (prompt,) = (node["inputs"]["text"] for node in workflow.values() if node["class_type"] == "CLIPTextEncode")
     say(f'queueing {WORKFLOW.relative_to(ROOT)}: "{prompt}"')
     begin = time.perf_counter()
