@@ -68,7 +68,9 @@ def make_clip(
 
     def make(device: Any, dtype: torch.dtype, model_options: dict[str, Any]) -> nn.Module:
         model = comfy.text_encoders.flux.FluxClipModel(None, device, dtype, model_options)
-        fill(model.clip_l.transformer, {PROJECTION: _identity(clip_l)} | dict(clip_l), file_names[0])
+        shape = model.clip_l.transformer.text_projection.shapes["weight"]
+        projection = PackedTensor(torch.eye(*shape), "F32", shape)
+        fill(model.clip_l.transformer, {PROJECTION: projection} | dict(clip_l), file_names[0])
         fill(model.t5xxl.transformer, t5xxl, file_names[1])
         return model.requires_grad_(False)
 
@@ -113,8 +115,3 @@ def fill(encoder: nn.Module, tensors: Tensors, file_name: str) -> None:
             tensor = tensors[name]
             values = tensor.data if tensor.is_dense else tensor.decode(torch.float16)  # the words; 263 MB of T5-XXL's
             setattr(encoder.get_submodule(owner), part, nn.Parameter(values, requires_grad=False))
-
-
-def _identity(clip_l: Tensors) -> PackedTensor:
-    width = clip_l["text_model.final_layer_norm.weight"].shape[0]
-    return PackedTensor(torch.eye(width), "F32", (width, width))

@@ -27,13 +27,13 @@ class KontextLoadTextEncoders(io.ComfyNode):
                 io.Combo.Input(
                     "clip_l_name",
                     options=names,
-                    tooltip=f"CLIP-L, usually clip_l.safetensors (246 MB). Folders searched: {folders}. "
+                    tooltip=f"CLIP-L, usually clip_l.safetensors. Folders searched: {folders}. "
                     "Press R after adding a file.",
                 ),
                 io.Combo.Input(
                     "t5xxl_name",
                     options=names,
-                    tooltip="T5-XXL version 1.1: t5xxl_fp16.safetensors (9.8 GB), an fp8 one (4.9 GB), or a GGUF of "
+                    tooltip="T5-XXL version 1.1: t5xxl_fp16.safetensors, an fp8 one of half its size, or a GGUF of "
                     "the encoder, such as t5-v1_1-xxl-encoder-Q8_0.gguf. Press R after adding a file.",
                 ),
             ],

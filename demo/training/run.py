@@ -66,8 +66,6 @@ class Run:
         lessons = Lessons(self.recipe, model, self.device, self.rank, self.hooks)
         lessons.editing(main, others, self.folder, self.say)
         self.look(model, autoencoder, vocabulary, 1.0)
-        if self.rank == 0:
-            export(model, autoencoder, vocabulary, self.folder / "unguided")  # to go on from: guidance blurs a little
         lessons.guidance(main, others, self.folder, self.say)
         self.look(model, autoencoder, vocabulary, 1.0)
         self.look(model, autoencoder, vocabulary, 2.5)

@@ -67,7 +67,7 @@ def _place(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
     if dtype not in BITS:
         raise _broken(path, f"tensor {name[:80]!r} is of the unknown type {dtype[:20]!r}")
     if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
-        raise _broken(path, f"tensor {name[:80]!r} has the shape {str(shape)[:80]}")
+        raise _broken(path, f"tensor {name[:80]!r} has the shape {str(shape[:9])[:80]}")
     n_bits = math.prod(shape) * BITS[dtype]
     if begin < 0 or (stop - begin) * 8 != n_bits:
         raise _broken(path, f"tensor {name[:80]!r} of {n_bits / 8:g} bytes lies at {begin} to {stop}")

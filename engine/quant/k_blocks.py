@@ -8,6 +8,13 @@ from torch import Tensor
 from .blocks import BlockType, half, planes
 
 
+def _with_mins(blocks: Tensor, q: Tensor) -> Tensor:
+    """What Q4_K and Q5_K do with their q (n, 256): w = d * scale * q - dmin * min."""
+    scales, mins = _scales_and_mins(blocks[:, 4:16])
+    weights = half(blocks, 0)[..., None] * scales * q.unflatten(1, (8, 32)) - half(blocks, 2)[..., None] * mins
+    return weights.flatten(1)
+
+
 def _scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
     """12 bytes (n, 12) of Q4_K and Q5_K -> eight 6-bit scales and eight 6-bit mins, float32 (n, 8, 1).
 
@@ -57,9 +64,7 @@ class Q4_K(BlockType):
 
     @classmethod
     def decode_blocks(cls, blocks: Tensor) -> Tensor:
-        scales, mins = _scales_and_mins(blocks[:, 4:16])
-        q = planes(blocks[:, 16:], 4, 32).unflatten(1, (8, 32))
-        return (half(blocks, 0)[..., None] * scales * q - half(blocks, 2)[..., None] * mins).flatten(1)
+        return _with_mins(blocks, planes(blocks[:, 16:], 4, 32))
 
 
 class Q5_K(BlockType):
@@ -70,10 +75,7 @@ class Q5_K(BlockType):
 
     @classmethod
     def decode_blocks(cls, blocks: Tensor) -> Tensor:
-        scales, mins = _scales_and_mins(blocks[:, 4:16])
-        q = planes(blocks[:, 48:], 4, 32) | planes(blocks[:, 16:48], 1, 32) << 4
-        q = q.unflatten(1, (8, 32))
-        return (half(blocks, 0)[..., None] * scales * q - half(blocks, 2)[..., None] * mins).flatten(1)
+        return _with_mins(blocks, planes(blocks[:, 48:], 4, 32) | planes(blocks[:, 16:48], 1, 32) << 4)
 
 
 class Q6_K(BlockType):

@@ -188,7 +188,7 @@ def decode_blocks(layout: type[BlockType], packed: Tensor, dtype: torch.dtype) -
     n_blocks = packed.shape[0]
     weights = torch.empty(n_blocks, layout.block_size, dtype=dtype, device=packed.device)
     blocks = WEIGHTS // layout.block_size
-    if n_blocks:
+    with torch.cuda.device_of(packed):  # Triton launches on the current card
         _decode[(triton.cdiv(n_blocks, blocks),)](
             packed,
             weights,

@@ -106,12 +106,26 @@ def test_a_file_without_the_projection_is_whole(theirs, states):
     torch.testing.assert_close(encode(ours, PROMPT)[1], encode(theirs, PROMPT)[1], rtol=1e-4, atol=1e-5)
 
 
+def test_layers_that_dynamic_vram_leaves_empty_are_filled_too(theirs, states, monkeypatch):
+    import comfy.memory_management
+    from kontextkit.bridge.text_encoders import make_clip
+
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    ours = make_clip(packed(states[0]), packed(states[1]), NAMES, SMALL)
+    monkeypatch.undo()
+    for a, b in zip(encode(ours, PROMPT), encode(theirs, PROMPT), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_missing_and_misshapen_tensors_are_named(states):
     from kontextkit.bridge.text_encoders import make_clip
 
     gone = {name: tensor for name, tensor in states[1].items() if "wi_1" not in name}
     with pytest.raises(CheckpointError, match=r"t5\.safetensors: 2 of \d+ tensors .* missing: encoder\.block\.0.*wi_1"):
         make_clip(packed(states[0]), packed(gone), NAMES, SMALL)
+    gone = {name: tensor for name, tensor in states[0].items() if "final_layer_norm" not in name}
+    with pytest.raises(CheckpointError, match=r"clip\.safetensors: 2 of \d+ tensors .* missing: .*final_layer_norm"):
+        make_clip(packed(gone), packed(states[1]), NAMES, SMALL)
     wrong = states[0] | {"text_model.final_layer_norm.bias": torch.zeros(255)}
     with pytest.raises(
         CheckpointError, match=r"clip\.safetensors: .*final_layer_norm\.bias' has shape \[255\], expected \[256\]"

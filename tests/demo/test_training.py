@@ -34,7 +34,7 @@ def test_training_runs_resumes_and_writes_what_ships(trained, tmp_path):
     names = sorted(path.name for path in (trained / "export").iterdir())
     assert names == sorted(path.name for path in (ROOT / "demo").glob("kontext_demo_*"))
     assert "editing: going on from step 2" in train(trained)
-    train(tmp_path, "--start", str(trained / "unguided"))
+    train(tmp_path, "--start", str(trained / "export"))
     name = "kontext_demo_vae.safetensors"
     assert (tmp_path / "export" / name).read_bytes() == (trained / "export" / name).read_bytes()
 

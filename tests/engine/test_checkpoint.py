@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 
 import gguf
 import numpy as np
@@ -162,6 +163,24 @@ def test_a_hostile_safetensors_header_is_refused_at_once(case, tmp_path):
     with pytest.raises(CheckpointError, match=f"hostile.safetensors: broken safetensors header: .*({words})"):
         open_checkpoint(path)
     assert time.perf_counter() - begin < 2
+
+
+def test_the_widest_safetensors_header_costs_little(tmp_path):
+    """As many distinct numbers as are allowed: under 2 s and 200 MB, then refused for what they say."""
+    path = tmp_path / "wide.safetensors"
+    numbers = ",".join(map(str, range(1000, 1000 + (1 << 21) - 8)))
+    text = f'{{"a":{{"dtype":"U8","shape":[{numbers}],"data_offsets":[0,1]}}}}'.encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(1))
+    begin = time.thread_time()
+    with pytest.raises(CheckpointError, match="'a' has the shape"):
+        open_checkpoint(path)
+    assert time.thread_time() - begin < 2
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="'a' has the shape"):
+        open_checkpoint(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
