@@ -8,10 +8,7 @@ of three after a warm-up, the types taken in turns.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,33 +17,24 @@ import torch
 from random_files import FULL, random_blocks
 
 TYPES = ("BF16", "Q8_0", "Q4_K", "Q3_K")
-REPEATS = 3
 IMG, TXT, HIDDEN = 2048, 512, FULL["hidden"]
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=report.RESULTS / "cpu_blocks.json")
+    parser = report.parser(__doc__, "cpu_blocks.json")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
     models = {qtype: model(qtype) for qtype in TYPES}
-    seconds: dict[tuple[str, str], list[float]] = {}
+    steps = {(qtype, kind): run for qtype, m in models.items() for kind, run in blocks(m).items()}
     with torch.inference_mode():
-        for turn in range(REPEATS + 1):
-            for qtype, transformer in models.items():
-                for kind, run in blocks(transformer).items():
-                    begin = time.perf_counter()
-                    run()
-                    if turn:
-                        seconds.setdefault((qtype, kind), []).append(time.perf_counter() - begin)
+        seconds = report.in_turns(steps, turns=3, warm_up=1)
     rows = []
     for (qtype, kind), times in seconds.items():
         ratio = statistics.median(times) / statistics.median(seconds["BF16", kind])
         note = f"{ratio:.2f} of BF16, from {min(times):.2f} to {max(times):.2f}"
-        row = {"name": f"cpu.{kind}_block.{qtype.lower()}.seconds", "measured": round(statistics.median(times), 2)}
-        rows.append(row | {"goal": None, "unit": "s", "better": "lower", "note": note})
+        rows.append(report.row(f"cpu.{kind}_block.{qtype.lower()}.seconds", statistics.median(times), "s", note))
     report.write(options.out, rows, "cpu_blocks.py")
 
 

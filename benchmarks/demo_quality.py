@@ -8,10 +8,8 @@ demo/training/judge.py. SSIM is Wang's (engine/metrics/ssim.py) against the pict
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import held_out
@@ -37,8 +35,7 @@ class Quality:
     def row(self, name: str, measured: float, unit: str, note: str, goal: float | None = None) -> None:
         """One result."""
         better = "lower" if unit == "MB" else "higher"
-        row = {"name": f"demo.{name}", "measured": round(measured, 4), "goal": goal, "unit": unit}
-        self.rows.append(row | {"better": better, "note": note})
+        self.rows.append(report.row(f"demo.{name}", measured, unit, note, goal, better))
 
     def measure(
         self, name: str, edits: dict[str, list[Any]], settings: Settings, editor: Editor | None = None
@@ -104,10 +101,9 @@ class Quality:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__, "demo_quality.json")
     parser.add_argument("--edits", type=int, default=500)
     parser.add_argument("--quick", action="store_true", help="the usual settings alone")
-    parser.add_argument("--out", type=Path, default=report.RESULTS / "demo_quality.json")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()

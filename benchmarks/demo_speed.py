@@ -7,10 +7,9 @@ Median of five after a warm-up, through ComfyUI's sampler, in one process, on th
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from pathlib import Path
+from functools import partial
+from itertools import count
 
 import report
 import torch
@@ -19,8 +18,7 @@ from held_out import Editor, Settings, held_out, truth
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=report.RESULTS / "demo_speed.json")
+    parser = report.parser(__doc__, "demo_speed.json")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
@@ -31,15 +29,12 @@ def main() -> None:
         right, references = truth([edit], (256, 256))
         for precision in ("BF16", "Q8_0"):
             editor = Editor(precision)
-            seconds = []
-            for seed in range(6):
-                begin = time.perf_counter()
-                editor.edit([edit.prompt], references, Settings(), seed, right).sum().item()
-                seconds.append(time.perf_counter() - begin)
-            note = f"28 steps, from {min(seconds[1:]):.2f} to {max(seconds[1:]):.2f}"
+            seeds = count()
+            edit_once = partial(editor.edit, [edit.prompt], references, Settings(), right=right)
+            times = report.in_turns({"": lambda run=edit_once, s=seeds: run(seed=next(s))}, turns=5, warm_up=1)[""]
+            note = f"28 steps, from {min(times):.2f} to {max(times):.2f}"
             name = f"demo.seconds_{device}" + ("" if precision == "BF16" else f".{precision.lower()}")
-            row = {"name": name, "measured": round(statistics.median(seconds[1:]), 3), "goal": None, "unit": "s"}
-            rows.append(row | {"better": "lower", "note": note})
+            rows.append(report.row(name, statistics.median(times), "s", note))
     report.write(options.out, rows, "demo_speed.py")
 
 

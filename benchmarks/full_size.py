@@ -8,7 +8,6 @@ Times are medians of device-synchronised forward passes after warm-up: 1024x1024
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import sys
@@ -32,10 +31,9 @@ COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 def main() -> None:
     """Run everything, print a table, write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__, "full_size.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--dynamic", action="store_true", help="with ComfyUI's dynamic VRAM, as main.py turns it on")
-    parser.add_argument("--out", type=Path, default=report.RESULTS / "full_size.json")
     options = parser.parse_args()
     import_comfyui(options.dynamic)
     from kontextkit.devtools.flux_shapes import bfl_shapes
@@ -78,8 +76,7 @@ class Bench:
 
     def row(self, name: str, measured: float, unit: str, note: str = "", goal: float | None = None) -> None:
         """One result; lower is better in all of them."""
-        self.rows.append({"name": self.prefix + name, "measured": measured, "goal": goal, "unit": unit,
-                          "better": "lower", "note": note})  # fmt: skip
+        self.rows.append(report.row(self.prefix + name, measured, unit, note, goal))
 
     def run(self, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         """Files, then ComfyUI's own model, then ours."""
@@ -119,7 +116,7 @@ class Bench:
         management.load_models_gpu([patcher])
         if gigabytes is not None:
             management.EXTRA_RESERVED_VRAM = kept
-        self.synchronize()
+        report.synchronize()
         self.row(f"{name}.to_card_seconds", time.perf_counter() - begin, "s", "includes reading the file")
         self.reset_peak()
         model = patcher.model.diffusion_model
@@ -133,21 +130,9 @@ class Bench:
         management.soft_empty_cache()
         return velocity
 
-    def median_ms(self, step: Callable[[], Any], n: int = 12) -> float:
-        """Median time of a step after three for warm-up."""
-        times = []
-        for _ in range(3 + n):
-            self.synchronize()
-            begin = time.perf_counter()
-            step()
-            self.synchronize()
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times[3:]) * 1e3
-
-    def synchronize(self) -> None:
-        """Wait for the card."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def median_ms(self, step: Callable[[], Any]) -> float:
+        """Median time of a step."""
+        return 1e3 * statistics.median(report.in_turns({"": step}, turns=12)[""])
 
     def reset_peak(self) -> None:
         """Count peak memory from here."""

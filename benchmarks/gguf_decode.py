@@ -3,15 +3,13 @@
     python benchmarks/gguf_decode.py [--tiny] [--out FILE]
 
 The floor is the packed bytes read and the BF16 weights written at the speed of a copy on the same card. Medians of
-device times after a warm-up.
+synchronized times after a warm-up.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +24,8 @@ WITH_GOAL = TYPES[:5]
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__, "gguf_decode.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--out", type=Path, default=report.RESULTS / "gguf_decode.json")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
@@ -41,7 +38,9 @@ def main() -> None:
     n_weights = sum(rows * columns for rows, columns in matrices)
     speed = copy_speed()
     rows = [
-        row("gguf.copy_tb_per_s", speed / 1e12, None, "TB/s", "a copy on this card, bytes read and written", "higher")
+        report.row(
+            "gguf.copy_tb_per_s", speed / 1e12, "TB/s", "a copy on this card, bytes read and written", better="higher"
+        )
     ]
     for qtype in TYPES:
         layout = block_type(qtype)
@@ -51,15 +50,15 @@ def main() -> None:
         ms = median_ms(lambda p=packed, t=layout: [t.decode(one, torch.bfloat16) for one in p])  # type: ignore[misc]
         goal = GOAL if qtype in WITH_GOAL else None
         note = f"{ms:.1f} ms a pass over {n_weights / 1e9:.1f} billion weights, the floor {floor:.1f}"
-        rows.append(row(f"gguf.{qtype.lower()}.decode_over_floor", ms / floor, goal, "ratio", note))
+        rows.append(report.row(f"gguf.{qtype.lower()}.decode_over_floor", ms / floor, "ratio", note, goal))
         if qtype == "Q4_K":
             plain = median_ms(
                 lambda p=packed, t=layout: [  # type: ignore[misc]
                     t.decode_in_parts(one.view(-1, t.n_bytes), torch.bfloat16, GPU_PART) for one in p
                 ],
-                n=2,
+                turns=2,
             )
-            rows.append(row("gguf.q4_k.plain_torch_over_floor", plain / floor, None, "ratio", f"{plain:.1f} ms"))
+            rows.append(report.row("gguf.q4_k.plain_torch_over_floor", plain / floor, "ratio", f"{plain:.1f} ms"))
     report.write(options.out, rows, "gguf_decode.py")
 
 
@@ -79,33 +78,9 @@ def copy_speed() -> float:
     return 2 * source.numel() / median_ms(lambda: target.copy_(source)) * 1e3
 
 
-def median_ms(run: Callable[[], Any], n: int = 10) -> float:
-    """Median of n runs on the device's own clock, after two to warm up."""
-    if not torch.cuda.is_available():
-        import time
-
-        times = []
-        for _ in range(n + 1):
-            begin = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - begin) * 1e3)
-        return statistics.median(times[1:])
-    for _ in range(2):
-        run()
-    times = []
-    for _ in range(n):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
-
-
-def row(name: str, measured: float, goal: float | None, unit: str, note: str, better: str = "lower") -> dict[str, Any]:
-    """One result."""
-    return {"name": name, "measured": round(measured, 3), "goal": goal, "unit": unit, "better": better, "note": note}
+def median_ms(run: Callable[[], Any], turns: int = 10) -> float:
+    """Of so many runs."""
+    return 1e3 * statistics.median(report.in_turns({"": run}, turns, warm_up=2)[""])
 
 
 if __name__ == "__main__":

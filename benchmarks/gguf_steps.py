@@ -8,12 +8,10 @@ synchronized forward passes, the models in turns. --peer: a checkout of https://
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +20,15 @@ import report
 import torch
 from random_files import FULL, MIXES, TINY, call, mixed, write_bf16, write_gguf
 
-TURNS, WARM_UP = 8, 3
 GOAL = 1.05
 COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__, "gguf_steps.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--peer", type=Path)
-    parser.add_argument("--out", type=Path, default=report.RESULTS / "gguf_steps.json")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
@@ -42,16 +38,17 @@ def main() -> None:
     arguments = call(16 if options.tiny else 128, shapes, COMPUTE)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         ours, peers = load_all(Path(folder), shapes, options.peer)
-        eager = in_turns({name: lambda m=model: m(**arguments) for name, model in (ours | peers).items()})
-        compiled = in_turns({name: compiled_step(model, arguments) for name, model in ours.items()})
-    rows = [row(f"gguf.{name}.step_ms.eager", ms, None, "ms") for name, ms in eager.items()]
-    rows += [row(f"gguf.{name}.step_ms.compiled", ms, None, "ms") for name, ms in compiled.items()]
+        eager = medians({name: lambda m=model: m(**arguments) for name, model in (ours | peers).items()})
+        compiled = medians({name: compiled_step(model, arguments) for name, model in ours.items()})
+    rows = [report.row(f"gguf.{name}.step_ms.eager", ms, "ms") for name, ms in eager.items()]
+    rows += [report.row(f"gguf.{name}.step_ms.compiled", ms, "ms") for name, ms in compiled.items()]
     for mix in map(str.lower, MIXES):
         goal = GOAL if mix == "q4_k_m" else None
-        rows.append(row(f"gguf.{mix}.step_ratio.eager", eager[mix] / eager["bf16"], goal, "ratio"))
-        rows.append(row(f"gguf.{mix}.step_ratio.compiled", compiled[mix] / compiled["bf16"], goal, "ratio"))
+        rows.append(report.row(f"gguf.{mix}.step_ratio.eager", eager[mix] / eager["bf16"], "ratio", goal=goal))
+        rows.append(report.row(f"gguf.{mix}.step_ratio.compiled", compiled[mix] / compiled["bf16"], "ratio", goal=goal))
     if "comfyui_gguf_q4_k_m" in eager:
-        rows.append(row("gguf.peer.step_ratio", eager["comfyui_gguf_q4_k_m"] / eager["comfyui_bf16"], None, "ratio"))
+        ratio = eager["comfyui_gguf_q4_k_m"] / eager["comfyui_bf16"]
+        rows.append(report.row("gguf.peer.step_ratio", ratio, "ratio"))
     report.write(options.out, rows, "gguf_steps.py", *["--peer FOLDER"] * bool(options.peer))
 
 
@@ -91,6 +88,11 @@ def load_with_peer(peer: Path, folder: Path, name: str) -> Any:
     return patcher
 
 
+def medians(steps: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Milliseconds of each."""
+    return {name: 1e3 * statistics.median(seconds) for name, seconds in report.in_turns(steps).items()}
+
+
 def compiled_step(hosted: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
     """One pass with every block through Inductor."""
     from kontextkit.engine.training.flow_matching import CompiledBlocks, Conditions, velocity
@@ -99,31 +101,6 @@ def compiled_step(hosted: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
     given = Conditions(a["context"], a["y"], a["guidance"], a["ref_latents"])
     hooks = CompiledBlocks()
     return lambda: velocity(hosted.transformer, a["x"], a["timestep"], given, hooks)
-
-
-def in_turns(steps: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median milliseconds of each."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(WARM_UP + TURNS):
-        for name, step in steps.items():
-            synchronize()
-            begin = time.perf_counter()
-            step()
-            synchronize()
-            if turn >= WARM_UP:
-                times[name].append((time.perf_counter() - begin) * 1e3)
-    return {name: statistics.median(ms) for name, ms in times.items()}
-
-
-def synchronize() -> None:
-    """Wait for the card."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def row(name: str, measured: float, goal: float | None, unit: str) -> dict[str, Any]:
-    """One result; lower is better in all of them."""
-    return {"name": name, "measured": round(measured, 3), "goal": goal, "unit": unit, "better": "lower", "note": ""}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ They come from the page cache, so a cold disk adds its own time. Linux: memory i
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
 from collections.abc import Callable
@@ -25,9 +24,8 @@ GOAL = 1.1  # of a file's size
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__, "loading.json")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=report.RESULTS / "loading.json")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
@@ -56,7 +54,7 @@ def measure(model: Path, t5: Path, clip: Path) -> list[dict[str, Any]]:
         begin = time.perf_counter()
         encoders.encode_from_tokens_scheduled(encoders.tokenize("make the car red"))
         seconds = time.perf_counter() - begin
-    return [*rows, row("encoders.encode_seconds_cpu", seconds, None, "s", "a prompt of 256 tokens, T5-XXL in Q4_K")]
+    return [*rows, report.row("encoders.encode_seconds_cpu", seconds, "s", "a prompt of 256 tokens, T5-XXL in Q4_K")]
 
 
 def loads(name: str, load: Callable[[], Any], n_bytes: int) -> list[dict[str, Any]]:
@@ -78,11 +76,11 @@ def loads(name: str, load: Callable[[], Any], n_bytes: int) -> list[dict[str, An
     growth = (memory("RssAnon") - anonymous) / 1e6
     size = f"a file of {n_bytes / 1e9:.1f} GB in the page cache"
     return [
-        row(f"{name}.seconds", seconds, None, "s", size),
-        row(
-            f"{name}.host_ratio", ratio, GOAL, "ratio", "peak of host memory, mapped file counted, over the file's size"
+        report.row(f"{name}.seconds", seconds, "s", size),
+        report.row(
+            f"{name}.host_ratio", ratio, "ratio", "peak of host memory, mapped file counted, over the file's size", GOAL
         ),
-        row(f"{name}.growth_mb", growth, None, "MB", f"own memory after {N_LOADS} more loads and releases"),
+        report.row(f"{name}.growth_mb", growth, "MB", f"own memory after {N_LOADS} more loads and releases"),
     ]
 
 
@@ -90,11 +88,6 @@ def memory(key: str) -> int:
     """Bytes, from /proc/self/status."""
     (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:")]
     return int(line.split()[1]) * 1024
-
-
-def row(name: str, measured: float, goal: float | None, unit: str, note: str) -> dict[str, Any]:
-    """One result; lower is better in all of them."""
-    return {"name": name, "measured": round(measured, 3), "goal": goal, "unit": unit, "better": "lower", "note": note}
 
 
 def t5xxl() -> dict[str, tuple[tuple[int, ...], str]]:

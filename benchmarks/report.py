@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,43 @@ def import_pack() -> None:
     door, rooms = ROOT / "__init__.py", [str(ROOT)]
     spec = importlib.util.spec_from_file_location("kontextkit", door, submodule_search_locations=rooms)
     sys.modules["kontextkit"] = importlib.util.module_from_spec(spec)
+
+
+def parser(page: str | None, result: str) -> argparse.ArgumentParser:
+    """A command line that explains itself by the script's docstring and may put its result elsewhere."""
+    options = argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--out", type=Path, default=RESULTS / result)
+    return options
+
+
+def row(
+    name: str, measured: float, unit: str, note: str = "", goal: float | None = None, better: str = "lower"
+) -> dict[str, Any]:
+    """One result."""
+    digits = float(f"{measured:.5g}")
+    return {"name": name, "measured": digits, "goal": goal, "unit": unit, "better": better, "note": note}
+
+
+def synchronize() -> None:
+    """Wait for the card, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_turns(steps: dict[Any, Callable[[], Any]], turns: int = 8, warm_up: int = 3) -> dict[Any, list[float]]:
+    """Seconds of each step, by its key, all taken in turns, the first `warm_up` rounds left out."""
+    seconds: dict[Any, list[float]] = {name: [] for name in steps}
+    for turn in range(warm_up + turns):
+        for name, step in steps.items():
+            synchronize()
+            begin = time.perf_counter()
+            step()
+            synchronize()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
 
 
 def write(path: Path, rows: list[dict[str, Any]], script: str, *options: str) -> None:
