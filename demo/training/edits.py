@@ -21,9 +21,13 @@ from .scenes import (
     place,
     settled_texture,
     stands_out,
+    wearing,
 )
 
 ONE_REFERENCE = ("recolor", "texture", "remove", "add", "move", "background")
+STEP = 0.25  # that a thing is moved, in shorter sides
+WAYS = {"up": (0, -STEP), "down": (0, STEP), "left": (-STEP, 0), "right": (STEP, 0)}
+WAYS |= {f"to the {side}": WAYS[side] for side in ("left", "right")}
 KINDS = {0: ("paint",), 1: ONE_REFERENCE, 2: ("combine two",), 3: ("combine three",)}  # by number of references
 
 
@@ -68,7 +72,7 @@ def _texture(draw: Draw) -> Edit:
     kind = draw.rng.choice([kind for kind in TEXTURES if kind != thing.texture.kind])
     it = _name(draw, thing)
     prompt = draw.rng.choice((f"make {it} {kind}", f"turn {it} {kind}", f"change the texture of {it} to {kind}"))
-    return Edit(prompt, (scene,), _swap(scene, thing, replace(thing, texture=settled_texture(kind))))
+    return Edit(prompt, (scene,), _swap(scene, thing, wearing(thing, kind)))
 
 
 def _remove(draw: Draw) -> Edit:
@@ -83,7 +87,7 @@ def _add(draw: Draw) -> Edit:
     shape = draw.rng.choice([shape for shape in SHAPES if all(shape != thing.shape for thing in scene.things)])
     size, kind, where = draw.rng.choice(list(RADII)), draw.rng.choice(TEXTURES), draw.rng.choice(list(PLACES))
     x, y = place(where, scene.width, scene.height)
-    thing = Thing(shape, draw.color(scene.color), x, y, SETTLED_RADIUS[size], 0.0, settled_texture(kind))
+    thing = wearing(Thing(shape, draw.color(scene.color), x, y, SETTLED_RADIUS[size]), kind)
     if not fits(thing, scene.things):
         raise NoRoomError
     what = f"a {size} {thing.color} {_plain_is_silent(kind)}{shape}"
@@ -93,15 +97,13 @@ def _add(draw: Draw) -> Edit:
 
 def _move(draw: Draw) -> Edit:
     scene, thing = _scene_and_thing(draw)
-    where = draw.rng.choice(list(PLACES))
-    x, y = place(where, scene.width, scene.height)
-    moved = replace(thing, x=x, y=y)
+    way = draw.rng.choice(list(WAYS))
+    x, y = WAYS[way]
+    moved = replace(thing, x=thing.x + x, y=thing.y + y)
     others = scene.without(thing.shape)
-    if not fits(moved, others) or math.hypot(x - thing.x, y - thing.y) < 0.2:
+    if not fits(moved, others) or not draw.holds(moved):
         raise NoRoomError
-    it = _name(draw, thing)
-    prompt = draw.rng.choice((f"move {it} to the {where}", f"put {it} in the {where}"))
-    return Edit(prompt, (scene,), replace(scene, things=(*others, moved)))
+    return Edit(f"move {_name(draw, thing)} {way}", (scene,), replace(scene, things=(*others, moved)))
 
 
 def _background(draw: Draw) -> Edit:
@@ -111,7 +113,7 @@ def _background(draw: Draw) -> Edit:
         result = replace(scene, color=word)
     else:
         word = draw.rng.choice([kind for kind in TEXTURES if kind != scene.texture.kind])
-        result = replace(scene, texture=settled_texture(word, background=True))
+        result = replace(scene, texture=settled_texture(word))
     prompt = draw.rng.choice(
         (f"make the background {word}", f"change the background to {word}", f"turn the background {word}")
     )

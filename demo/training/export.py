@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...engine.checkpoint import open_checkpoint
-from ...engine.errors import CheckpointError
 from ...engine.flux.config import FluxConfig
 from ...engine.flux.names import SWAPPED, linears, norms
 from ...engine.flux.weights import read_weights
@@ -41,13 +40,18 @@ def export(model: DemoModel, autoencoder: Autoencoder, vocabulary: Vocabulary, f
 
 
 def read_model(model: DemoModel, vocabulary: Vocabulary, folder: Path) -> None:
-    """Exported weights into a model of the same shape. Raises CheckpointError where the words are others."""
+    """Exported weights into a model of the same shape; words that are new keep the states they have."""
     from safetensors import safe_open
 
     with safe_open(str(folder / WORDS), "pt") as file:
-        if tuple(json.loads(file.metadata()["words"])) != vocabulary.words:
-            raise CheckpointError(f"{WORDS}: the words are not those of the prompts; train from nothing.")
-        model.words.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+        known = ["", *json.loads(file.metadata()["words"])]
+        words = ["", *vocabulary.words]
+        state = model.words.state_dict()
+        state["positions.weight"] = file.get_tensor("positions.weight").float()
+        for i, word in enumerate(words):
+            if word in known:
+                state["words.weight"][i] = file.get_tensor("words.weight")[known.index(word)].float()
+        model.words.load_state_dict(state)
     _, weights = read_weights(open_checkpoint(folder / TRANSFORMER))
     model.transformer.load_state_dict({name: tensor.decode(torch.float32) for name, tensor in weights.items()})
 

@@ -14,7 +14,7 @@ from .draw import draw
 from .edits import KINDS, random_edit
 from .recipe import Size
 
-SHARES = {0: 0.1, 1: 0.64, 2: 0.16, 3: 0.1}  # of edits, and of batches, with so many references
+SHARES = {0: 0.06, 1: 0.54, 2: 0.2, 3: 0.2}  # of edits, and of batches, with so many references
 _KINDS = [kind for kinds in KINDS.values() for kind in kinds]
 
 

@@ -11,7 +11,7 @@ Size = tuple[int, int]  # height and width in pixels
 class Recipe:
     """Steps are optimizer steps, sides are pixels; a batch is one process's."""
 
-    seed: int = 20261121
+    seed: int = 20261123
     side: int = 256  # pixels of most pictures
     # the transformer
     width: int = 256  # of tokens and of words; heads are 128 wide
@@ -26,11 +26,11 @@ class Recipe:
     autoencoder_rate: float = 6e-4
     # the transformer's lessons
     rate: float = 1.2e-3
-    n_main: int = 90000  # edits of pictures of that side
+    n_main: int = 60000  # edits of pictures of that side
     n_other: int = 2000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
-    edit_steps: int = 20000
-    guidance_steps: int = 1100
+    edit_steps: int = 13500
+    guidance_steps: int = 800
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0
     dropped_prompts: float = 0.1

@@ -6,7 +6,7 @@ Lengths are in units of the picture's shorter side, angles in radians; x runs ri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 COLORS = {
@@ -27,12 +27,14 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "moo
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 RADII = {"small": (0.11, 0.14), "large": (0.17, 0.21)}
 SETTLED_RADIUS = {"small": 0.125, "large": 0.19}  # of a thing that a prompt asks for
+SETTLED_ANGLE = {"striped": math.pi / 4, "dotted": 0.0, "checkered": 0.0}  # of a texture that a prompt asks for
 PLACES = {  # where a prompt can put a thing: column and row, each first, middle or last
     f"{row} {column}".strip() or "middle": (x, y)
     for y, row in enumerate(("top", "", "bottom"))
     for x, column in enumerate(("left", "", "right"))
 }
 MARGIN = 0.23  # of the outer places from the border
+EDGE = 0.02  # between a thing and the border
 MIN_CONTRAST = 0.3  # between a thing and what lies behind it, of the channel that differs most
 
 
@@ -94,13 +96,18 @@ class Draw:
         for shape in shapes:
             for _ in range(20):
                 radius = self.rng.uniform(*RADII[self.rng.choice(("small", "large"))])
-                x = self.rng.uniform(radius + 0.02, self.width - radius - 0.02)
-                y = self.rng.uniform(radius + 0.02, self.height - radius - 0.02)
+                edge = radius + EDGE
+                x, y = self.rng.uniform(edge, self.width - edge), self.rng.uniform(edge, self.height - edge)
                 thing = Thing(shape, self.color(color), x, y, radius, self.rng.uniform(-0.25, 0.25), self.texture())
                 if fits(thing, things):
                     things.append(thing)
                     break
         return Scene(color, self.background_texture(), tuple(things), self.width, self.height)
+
+    def holds(self, thing: Thing) -> bool:
+        """Whether a thing stands in the picture as its scenes' things do."""
+        edge = thing.radius + EDGE
+        return edge <= thing.x <= self.width - edge and edge <= thing.y <= self.height - edge
 
     def color(self, *behind: str) -> str:
         """A color that stands out against every one of `behind`."""
@@ -122,11 +129,20 @@ class Draw:
         return Texture(kind, self.rng.uniform(shortest, longest), self.rng.uniform(0, math.pi), phase)
 
 
-def settled_texture(kind: str, background: bool = False) -> Texture:
-    """The texture a prompt asks for: its period, direction and phase are always the same."""
+def settled_texture(kind: str) -> Texture:
+    """The texture a prompt asks of a background."""
+    return Texture() if kind == "plain" else Texture(kind, 0.16, SETTLED_ANGLE[kind])
+
+
+def wearing(thing: Thing, kind: str) -> Thing:
+    """A thing in the texture a prompt asks of it: it lies on the picture's grid, wherever the thing stands."""
     if kind == "plain":
-        return Texture()
-    return Texture(kind, 0.16 if background else 0.085, math.pi / 4 if kind == "striped" else 0.0)
+        return replace(thing, texture=Texture())
+    period = math.sqrt(2) / 16 if kind == "striped" else 1 / 12  # so that it repeats every eighth or twelfth
+    angle = SETTLED_ANGLE[kind]
+    cos, sin = math.cos(angle), math.sin(angle)
+    phase = (thing.x * cos + thing.y * sin) / period, (thing.y * cos - thing.x * sin) / period
+    return replace(thing, texture=Texture(kind, period, angle - thing.angle, phase))
 
 
 def place(name: str, width: float, height: float) -> tuple[float, float]:
