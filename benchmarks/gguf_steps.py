@@ -1,6 +1,6 @@
 """One step from GGUF files beside BF16, eager and with compiled blocks, and beside ComfyUI's own and ComfyUI-GGUF.
 
-    COMFYUI_PATH=... python benchmarks/gguf_steps.py [--tiny] [--peer FOLDER] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/gguf_steps.py [--tiny] [--mixes Q4_K_M ...] [--peer FOLDER] [--out FILE]
 
 1024x1024 target, one 1024x1024 reference, 512 text tokens, random weights, everything on the card. Medians of
 synchronized forward passes, the models in turns. --peer: a checkout of https://github.com/city96/ComfyUI-GGUF.
@@ -28,6 +28,7 @@ def main() -> None:
     """Command line."""
     parser = report.parser(__doc__, "gguf_steps.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES), metavar="MIX")
     parser.add_argument("--peer", type=Path)
     options = parser.parse_args()
     report.import_comfyui()
@@ -37,23 +38,25 @@ def main() -> None:
     shapes = bfl_shapes(**(TINY if options.tiny else FULL))
     arguments = call(16 if options.tiny else 128, shapes, COMPUTE)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        ours, peers = load_all(Path(folder), shapes, options.peer)
+        ours, peers = load_all(Path(folder), shapes, options.mixes, options.peer)
         eager = medians({name: lambda m=model: m(**arguments) for name, model in (ours | peers).items()})
         compiled = medians({name: compiled_step(model, arguments) for name, model in ours.items()})
     rows = [report.row(f"gguf.{name}.step_ms.eager", ms, "ms") for name, ms in eager.items()]
     rows += [report.row(f"gguf.{name}.step_ms.compiled", ms, "ms") for name, ms in compiled.items()]
-    for mix in map(str.lower, MIXES):
+    for mix in map(str.lower, options.mixes):
         goal = GOAL if mix == "q4_k_m" else None
         rows.append(report.row(f"gguf.{mix}.step_ratio.eager", eager[mix] / eager["bf16"], "ratio", goal=goal))
         rows.append(report.row(f"gguf.{mix}.step_ratio.compiled", compiled[mix] / compiled["bf16"], "ratio", goal=goal))
     if "comfyui_gguf_q4_k_m" in eager:
         ratio = eager["comfyui_gguf_q4_k_m"] / eager["comfyui_bf16"]
         rows.append(report.row("gguf.peer.step_ratio", ratio, "ratio"))
-    report.write(options.out, rows, "gguf_steps.py", *["--peer FOLDER"] * bool(options.peer))
+    report.write(options.out, rows, "gguf_steps.py", "--mixes", *options.mixes, *["--peer FOLDER"] * bool(options.peer))
 
 
-def load_all(folder: Path, shapes: dict[str, Any], peer: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({name: diffusion model} of ours, of others), all on the card; files go as soon as they are read."""
+def load_all(
+    folder: Path, shapes: dict[str, Any], mixes: list[str], peer: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({name: diffusion model} of ours, of others), all on the card. The peer takes the Q4_K_M file."""
     import comfy.model_management as management
     import comfy.sd
     from kontextkit.bridge.model import load
@@ -62,7 +65,7 @@ def load_all(folder: Path, shapes: dict[str, Any], peer: Path | None) -> tuple[d
     plain = folder / "bf16.safetensors"
     write_bf16(plain, shapes)
     patchers = {"bf16": load(plain, dtype), "comfyui_bf16": comfy.sd.load_diffusion_model(str(plain))}
-    for mix in MIXES:
+    for mix in mixes:
         write_gguf(folder / f"{mix}.gguf", mixed(shapes, mix))
         patchers[mix.lower()] = load(folder / f"{mix}.gguf", dtype)
     if peer:
