@@ -35,7 +35,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--dynamic", action="store_true", help="with ComfyUI's dynamic VRAM, as main.py turns it on")
     options = parser.parse_args()
-    import_comfyui(options.dynamic)
+    report.import_comfyui()
+    if options.dynamic:
+        report.turn_on_dynamic_vram()
+    report.import_pack()
     from kontextkit.devtools.flux_shapes import bfl_shapes
 
     shapes = bfl_shapes(**(TINY if options.tiny else FULL))
@@ -45,26 +48,6 @@ def main() -> None:
         bench = Bench(rows, call(side, shapes, COMPUTE), "dynamic." if options.dynamic else "")
         bench.run(Path(folder), shapes)
     report.write(options.out, rows, "full_size.py", *["--dynamic"] * options.dynamic)
-
-
-def import_comfyui(dynamic: bool) -> None:
-    """ComfyUI and the pack in this process, with dynamic VRAM as main.py turns it on."""
-    report.import_comfyui()
-    import comfy.cli_args
-    import comfy.memory_management
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.sd
-
-    if dynamic:
-        headroom = int(comfy.cli_args.args.vram_headroom * 1024**3)
-        devices = [(device.index, headroom) for device in comfy.model_management.get_all_torch_devices()]
-        if not comfy_aimdo.control.init_devices(devices):
-            sys.exit("dynamic VRAM is not to be had here")
-        comfy_aimdo.control.set_log_error()
-        comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-        comfy.memory_management.aimdo_enabled = True
-    report.import_pack()
 
 
 class Bench:

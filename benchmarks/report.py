@@ -27,6 +27,23 @@ def import_comfyui() -> None:
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
 
 
+def turn_on_dynamic_vram() -> None:
+    """As ComfyUI's main.py does, after `comfy_aimdo.control.init()` and ComfyUI's import. Exits where it cannot."""
+    import comfy.cli_args
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    headroom = int(comfy.cli_args.args.vram_headroom * 1024**3)
+    devices = [(device.index, headroom) for device in comfy.model_management.get_all_torch_devices()]
+    if comfy.cli_args.args.cpu or not comfy_aimdo.control.init_devices(devices):
+        sys.exit("dynamic VRAM is not to be had here")
+    comfy_aimdo.control.set_log_error()
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+
+
 def import_pack() -> None:
     """This checkout, whatever its folder is called, as the package `kontextkit`."""
     door, rooms = ROOT / "__init__.py", [str(ROOT)]
@@ -47,6 +64,11 @@ def row(
     """One result."""
     digits = float(f"{measured:.5g}")
     return {"name": name, "measured": digits, "goal": goal, "unit": unit, "better": better, "note": note}
+
+
+def failed(name: str, unit: str, reason: str, goal: float | None = None) -> dict[str, Any]:
+    """The row of a measurement that came to nothing."""
+    return row(name, 0, unit, reason, goal) | {"measured": None}
 
 
 def synchronize() -> None:
@@ -89,4 +111,5 @@ def write(path: Path, rows: list[dict[str, Any]], script: str, *options: str) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:
-        print(f"{row['name']:42} {row['measured']:>12.4g} {row['unit']:8} {row['note']}")
+        measured = "failed" if row["measured"] is None else f"{row['measured']:.4g}"
+        print(f"{row['name']:42} {measured:>12} {row['unit']:8} {row['note']}")

@@ -1,4 +1,4 @@
-"""ComfyUI's ways into the block loop: ControlNet residuals, block and attention patches, interrupt.
+"""ComfyUI's ways into the block loop: ControlNet residuals, block and attention patches, interrupt, prefetch.
 
 The keys and arguments are those of `comfy/ldm/flux/model.py`, so that a patch made for ComfyUI's own FLUX works here.
 """
@@ -13,6 +13,7 @@ from comfy.ldm.flux.math import attention
 from torch import Tensor
 
 from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
+from .prefetch import Prefetch
 
 _RESIDUALS = {"double": "input", "single": "output"}
 
@@ -20,9 +21,10 @@ _RESIDUALS = {"double": "input", "single": "output"}
 class ComfyHooks(BlockHooks):
     """The patches in `transformer_options` and the residuals in `control` for one forward pass."""
 
-    def __init__(self, transformer_options: dict[str, Any], control: dict[str, Any] | None):
+    def __init__(self, transformer_options: dict[str, Any], control: dict[str, Any] | None, prefetch: Prefetch):
         self.options = transformer_options.copy()
         self.control = control or {}
+        self.prefetch = prefetch
 
     def patches(self, name: str) -> Iterable[Callable[..., Any]]:
         """The patches of one kind, as they are now: a patch may add others."""
@@ -38,6 +40,7 @@ class ComfyHooks(BlockHooks):
 
     def around(self, place: BlockPlace, run: Run, stream: Stream) -> tuple[Tensor, Tensor]:
         comfy.ops.run_every_op()  # interrupts, unless torch.compile is tracing
+        self.prefetch.turn()
         n_joined = stream.img.shape[1] + (place.n_txt if place.kind == "double" else 0)
         self.options |= {
             "block_type": place.kind,

@@ -21,6 +21,7 @@ from ..engine.flux.positions import PATCH
 from ..engine.flux.rope import THETA
 from ..engine.flux.weights import Weights, read_weights
 from .linear import HostedLinear
+from .streaming import StreamingNotice
 from .transformer import HostedTransformer
 
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -65,6 +66,7 @@ def load(path: str | Path, compute_dtype: str = "auto", disable_dynamic: bool = 
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device, comfy.model_management.unet_offload_device())
     patcher.cached_patcher_init = (load, (path, compute_dtype))
+    StreamingNotice(checkpoint.file_name).attach(patcher)
     logging.info("KontextKit: %s: %s", checkpoint.file_name, _summary(config, weights, cast or stored))
     return patcher
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..engine.flux.loop import predict_velocity
 from ..engine.flux.positions import PATCH, Rope, lay_out, unpatchify
 from .hooks import ComfyHooks
+from .prefetch import Prefetch
 
 ROPE_OPTIONS = {field.name for field in fields(Rope)}
 
@@ -69,6 +70,8 @@ class HostedTransformer(nn.Module):
         img_ids = img_ids.expand(x.shape[0], -1, -1)
         if ref_latents:
             options = options | {"reference_image_num_tokens": [t.shape[1] for t in tokens[1:]]}
+        blocks = [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+        prefetch = Prefetch(blocks, x.device, options)
         velocity = predict_velocity(
             self.transformer,
             torch.cat(tokens, dim=1),
@@ -80,6 +83,7 @@ class HostedTransformer(nn.Module):
             guidance,
             n_target=tokens[0].shape[1],
             mask=kwargs.get("attention_mask"),
-            hooks=ComfyHooks(options, control),
+            hooks=ComfyHooks(options, control, prefetch),
         )
+        prefetch.turn()
         return unpatchify(velocity, *x.shape[-2:])

@@ -67,8 +67,8 @@ def heads(
 
 
 def rms_norm(x: Tensor, norm: Module) -> Tensor:
-    """`norm` in x's dtype and place, wherever a host left its weight."""
-    return F.rms_norm(x, x.shape[-1:], norm.weight.to(x), eps=1e-6)
+    """`norm` in x's dtype and place, wherever a host left its weight; a card is not made to wait for it."""
+    return F.rms_norm(x, x.shape[-1:], norm.weight.to(x, non_blocking=x.is_cuda), eps=1e-6)
 
 
 def mlp(feed_forward: Module, x: Tensor) -> Tensor:

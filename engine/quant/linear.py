@@ -28,7 +28,7 @@ class QuantLinear(nn.Module):
 
     def decode(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Packed `weight` -> (out_features, in_features) of `dtype` on the same device."""
-        scale = None if self.scale is None else self.scale.to(weight.device)
+        scale = None if self.scale is None else self.scale.to(weight.device, non_blocking=weight.is_cuda)
         return decode(weight, self.qtype, dtype, scale)
 
     def forward(self, x: Tensor) -> Tensor:
