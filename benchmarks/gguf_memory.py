@@ -1,6 +1,7 @@
 """Peak GPU memory under a hard cap, what streaming costs, and leaks: full-size GGUF files of random weights.
 
-    COMFYUI_PATH=... python benchmarks/gguf_memory.py [--dynamic] [--only caps|slow_down|load] [--tiny] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/gguf_memory.py [--dynamic] [--only caps|slow_down|load] [--tiny]
+        [--folder FOLDER] [--out FILE]
 
 The cap is real: another process holds the card's memory but for the cap before the measured one touches the card, so
 that CUDA's context, torch and dynamic VRAM all have to fit. It also reads every 3 ms how much is free: the peak is
@@ -51,10 +52,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--seconds", type=float, default=90, help="after which a run counts as failed")
     parser.add_argument("--job", choices=["wait", "hold"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
     options = parser.parse_args()
     if options.job:
         return hold() if options.job == "hold" else work(options)
-    with tempfile.TemporaryDirectory() as folder, Bench(options, Path(folder)) as bench:
+    with report.folder(options) as folder, Bench(options, folder) as bench:
         parts = {"caps": bench.caps, "slow_down": bench.slow_down, "load": bench.load}
         for name, part in parts.items():
             if options.only in (None, name):
@@ -131,7 +133,9 @@ class Bench:
         self.next.end()
 
     def write(self, name: str) -> None:
-        """One file of random blocks, by a process, for the machine has many cores."""
+        """One file of random blocks, unless it is there, by a process, for the machine has many cores."""
+        if Path(self.path_of(name)).exists():
+            return
         answer = self.start(dynamic=False).run({"do": "write", "name": name, "path": self.path_of(name)}, 300)
         if "failed" in answer:
             sys.exit(f"{name}: no file: {answer['failed']}")

@@ -1,6 +1,7 @@
 """One step from GGUF files beside BF16, eager and with compiled blocks, and beside ComfyUI's own and ComfyUI-GGUF.
 
-    COMFYUI_PATH=... python benchmarks/gguf_steps.py [--tiny] [--mixes Q4_K_M ...] [--peer FOLDER] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/gguf_steps.py [--tiny] [--mixes Q4_K_M ...] [--peer FOLDER]
+        [--folder FOLDER] [--out FILE]
 
 1024x1024 target, one 1024x1024 reference, 512 text tokens, random weights, everything on the card. Medians of
 synchronized forward passes, the models in turns. --peer: a checkout of https://github.com/city96/ComfyUI-GGUF.
@@ -11,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES), metavar="MIX")
     parser.add_argument("--peer", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
@@ -37,8 +38,8 @@ def main() -> None:
 
     shapes = bfl_shapes(**(TINY if options.tiny else FULL))
     arguments = call(16 if options.tiny else 128, shapes, COMPUTE)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        ours, peers = load_all(Path(folder), shapes, options.mixes, options.peer)
+    with report.folder(options) as folder, torch.inference_mode():
+        ours, peers = load_all(folder, shapes, options.mixes, options.peer)
         eager = medians({name: lambda m=model: m(**arguments) for name, model in (ours | peers).items()})
         compiled = medians({name: compiled_step(model, arguments) for name, model in ours.items()})
     rows = [report.row(f"gguf.{name}.step_ms.eager", ms, "ms") for name, ms in eager.items()]
@@ -66,7 +67,8 @@ def load_all(
     write_bf16(plain, shapes)
     patchers = {"bf16": load(plain, dtype), "comfyui_bf16": comfy.sd.load_diffusion_model(str(plain))}
     for mix in mixes:
-        write_gguf(folder / f"{mix}.gguf", mixed(shapes, mix))
+        if not (folder / f"{mix}.gguf").exists():
+            write_gguf(folder / f"{mix}.gguf", mixed(shapes, mix))
         patchers[mix.lower()] = load(folder / f"{mix}.gguf", dtype)
     if peer:
         patchers["comfyui_gguf_q4_k_m"] = load_with_peer(peer, folder, "Q4_K_M.gguf")

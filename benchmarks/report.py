@@ -7,8 +7,10 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,15 @@ def parser(page: str | None, result: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=RESULTS / result)
     return options
+
+
+@contextmanager
+def folder(options: argparse.Namespace) -> Iterator[Path]:
+    """Where large files lie: --folder, which keeps them for the next script, or one that goes with the run."""
+    with tempfile.TemporaryDirectory() as passing:
+        if options.folder:
+            options.folder.mkdir(parents=True, exist_ok=True)
+        yield options.folder or Path(passing)
 
 
 def row(
