@@ -70,7 +70,8 @@ class HostedTransformer(nn.Module):
         img_ids = img_ids.expand(x.shape[0], -1, -1)
         if ref_latents:
             options = options | {"reference_image_num_tokens": [t.shape[1] for t in tokens[1:]]}
-        blocks = [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+        transformer: Any = self.transformer  # nn.Module hides the types of what it holds
+        blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         prefetch = Prefetch(blocks, x.device, options)
         velocity = predict_velocity(
             self.transformer,
