@@ -14,7 +14,8 @@ from .draw import draw
 from .edits import KINDS, random_edit
 from .recipe import Size
 
-SHARES = {0: 0.06, 1: 0.54, 2: 0.2, 3: 0.2}  # of edits, and of batches, with so many references
+SHARES = {0: 0.06, 1: 0.52, 2: 0.18, 3: 0.24}  # of edits, and of batches, with so many references
+WEIGHTS = {"texture": 2}  # of a kind among those of as many references; 1 by default: what is hard comes more often
 _KINDS = [kind for kinds in KINDS.values() for kind in kinds]
 
 
@@ -48,7 +49,9 @@ def _group(
 ) -> Group:
     height, width = size
     side = min(size)
-    edits = [random_edit(rng.choice(KINDS[n_references]), rng, width / side, height / side) for _ in range(n)]
+    kinds = KINDS[n_references]
+    drawn = rng.choices(kinds, [WEIGHTS.get(kind, 1) for kind in kinds], k=n)
+    edits = [random_edit(kind, rng, width / side, height / side) for kind in drawn]
     at_once = max(1, 64 * 256 * 256 // (height * width * (1 + n_references)))
     latents = []
     for i in range(0, n, at_once):

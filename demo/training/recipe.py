@@ -11,7 +11,7 @@ Size = tuple[int, int]  # height and width in pixels
 class Recipe:
     """Steps are optimizer steps, sides are pixels; a batch is one process's."""
 
-    seed: int = 20261123
+    seed: int = 20261124
     side: int = 256  # pixels of most pictures
     # the transformer
     width: int = 256  # of tokens and of words; heads are 128 wide
