@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoint.safetensors_file import map_safetensors
-from ..checkpoint.sniff import sniff
+from ..checkpoint import explained, map_safetensors, sniff
 from ..errors import CheckpointError, LoraError, listing
 from .adapters import Adapter, Kronecker
 from .assemble import by, fit, make_adapter
@@ -20,6 +19,7 @@ from .settings import PeftSettings
 
 Shapes = Mapping[str, tuple[int, int]]
 _SIBLINGS = {384: "FLUX.1 Fill", 128: "FLUX.1 Canny, Depth or another control"}  # by the channels of a token
+_PICKLES = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # a zip of them, or one of protocol 2, 4, 5
 _CHOOSE = "Choose a LoRA made for FLUX.1 dev or Kontext."
 
 
@@ -76,12 +76,7 @@ def read_lora(path: str | Path, shapes: Shapes) -> Lora:
     tensors, metadata = _open(path)
     _check_kind(path.name, tensors)
     known = places(shapes)
-    modules: dict[str, dict[str, str]] = defaultdict(dict)  # {module: {part: key}}
-    for key in tensors:
-        module, part = split_key(key) or ("", key)
-        if part in modules[module]:
-            raise LoraError(f"{path.name}: {key!r} and {modules[module][part]!r} are one part. Delete one of them.")
-        modules[module][part] = key
+    modules = _group(path.name, tensors)
     unknown = {module: modules.pop(module) for module in list(modules) if module not in known}
     _check_model(path.name, {m: {p: tensors[key] for p, key in keys.items()} for m, keys in unknown.items()}, shapes)
     skipped = {key: why_unused(key) for keys in unknown.values() for key in keys.values()}
@@ -112,29 +107,36 @@ def read_lora(path: str | Path, shapes: Shapes) -> Lora:
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and notes of the file, its header checked before the library sees it."""
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05") and head[8:9] != b"{":
-            raise LoraError(
-                f"{path.name}: this is a PyTorch pickle, which can run a stranger's code when it is opened; expected "
-                ".safetensors. Convert it with torch.load(..., weights_only=True) and safetensors.torch.save_file, "
-                "or get it as .safetensors."
-            )
-        if sniff(path) == "GGUF":
-            raise LoraError(
-                f"{path.name}: this is a GGUF file, expected .safetensors. Get the LoRA as .safetensors; "
-                "a GGUF of a whole model belongs into Load Kontext Model."
-            )
-        return map_safetensors(path)
+        with explained(path):
+            with path.open("rb") as file:
+                head = file.read(9)
+            if head[:2] in _PICKLES and head[8:] != b"{":
+                raise LoraError(
+                    f"{path.name}: this is a PyTorch pickle, which can run a stranger's code when opened; expected "
+                    ".safetensors. Convert it with torch.load(..., weights_only=True) and safetensors.torch.save_file, "
+                    "or get it as .safetensors."
+                )
+            if sniff(path) == "GGUF":
+                raise LoraError(
+                    f"{path.name}: this is a GGUF file, expected .safetensors. Get the LoRA as .safetensors; "
+                    "a GGUF of a whole model belongs into Load Kontext Model."
+                )
+            return map_safetensors(path)
     except LoraError:
         raise
     except CheckpointError as error:
         raise LoraError(str(error)) from error
-    except OSError as error:
-        raise LoraError(
-            f"{path.name}: the file cannot be read ({error.strerror or error}). It may have been moved or deleted "
-            "since the list was made; press R in ComfyUI to refresh it and choose again."
-        ) from error
+
+
+def _group(file_name: str, keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """{module: {part: key}}; what is no part of a LoRA stands under no module, by its own name."""
+    modules: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in keys:
+        module, part = split_key(key) or ("", key)
+        if part in modules[module]:
+            raise LoraError(f"{file_name}: {key!r} and {modules[module][part]!r} are one part. Delete one of them.")
+        modules[module][part] = key
+    return modules
 
 
 def _check_kind(file_name: str, tensors: Mapping[str, Tensor]) -> None:

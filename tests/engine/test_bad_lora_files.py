@@ -287,6 +287,18 @@ def test_what_is_skipped_is_counted_and_explained_in_few_lines(read):
     ]
 
 
+def test_linears_that_the_model_has_not_are_skipped(tmp_path):
+    """A model without guidance embedding, of fewer blocks than the LoRA was made for."""
+    save_file(
+        pair("lora_unet_guidance_in_in_layer", 128, 256) | pair("lora_unet_double_blocks_3_img_mlp_0") | pair(QKV, 384),
+        tmp_path / "lora.safetensors",
+    )
+    lora = read_lora(tmp_path / "lora.safetensors", {n: shape for n, shape in SHAPES.items() if "guidance" not in n})
+    assert len(lora.adapters) == 3
+    assert {why for _, why in lora.skipped} == {"names no Linear of this model"}
+    assert lora.matched_share == pytest.approx(1 / 3)
+
+
 def test_the_report_of_a_sound_file_is_two_lines(read):
     lora = read(pair(TO_Q), {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 4})})
     assert len(lora.report().splitlines()) == 2
