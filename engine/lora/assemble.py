@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -12,7 +13,6 @@ from ..errors import LoraError
 from .adapters import Adapter, ColumnDoRA, Kronecker, LowRank
 
 AGAIN = "The file is damaged or was not saved to the end; download or save it again."
-HALVES = (("down", "up"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
 Parts = Mapping[str, Tensor]
 Scale = Callable[[int | None], float]
 Check = Callable[[tuple[int, int]], None]
@@ -32,7 +32,12 @@ def make_adapter(where: str, parts: Parts, default_scale: Scale, check_shape: Ch
     def scale(rank: int | None) -> float:
         if "alpha" not in parts:
             return default_scale(rank)
-        return 1.0 if rank is None else parts["alpha"].item() / rank  # LyCORIS scales no pair of whole factors
+        if rank is None:  # LyCORIS scales no pair of whole factors; AI-Toolkit even writes an infinite alpha there
+            return 1.0
+        alpha = float(parts["alpha"].item())
+        if not math.isfinite(alpha):
+            raise LoraError(f"{where} has {alpha} as its alpha, expected a number. {AGAIN}")
+        return alpha / rank
 
     if any(name.startswith("lokr") for name in parts):
         return _kronecker(where, parts, scale, check_shape)
@@ -53,16 +58,18 @@ def by(shape: Iterable[int]) -> str:
 
 
 def _check(where: str, name: str, part: Tensor) -> None:
-    if not part.is_floating_point() and name != "alpha":
+    if name == "alpha":
+        if part.numel() != 1:
+            raise LoraError(f"{where} has an alpha of {part.numel()} numbers, expected one. {AGAIN}")
+        return
+    if not part.is_floating_point():
         raise LoraError(f"{where} has {name!r} as {part.dtype}, expected floats. Save it as BF16 or F16.")
-    if name == "alpha" and part.numel() != 1:
-        raise LoraError(f"{where} has an alpha of {part.numel()} numbers, expected one. {AGAIN}")
     if 0 in part.shape:
         raise LoraError(
             f"{where} has rank 0: {name!r} is {by(part.shape)}, expected at least one row and column. "
             "There is nothing in it to apply; train or extract it again with a rank of 1 or more."
         )
-    numbers = part.float() if part.dtype.itemsize == 1 or not part.is_floating_point() else part
+    numbers = part.float() if part.dtype.itemsize == 1 else part
     if not all(bound.isfinite() for bound in numbers.aminmax()):  # one pass, no copy
         raise LoraError(f"{where} has NaN or infinity in {name!r}, expected numbers. {AGAIN}")
 

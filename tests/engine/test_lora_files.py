@@ -203,6 +203,13 @@ def test_whole_lokr_factors_take_their_scale_from_peft_s_settings(read):
     assert worst_error(ours, before, after) < LIMIT
 
 
+def test_whole_lokr_factors_have_no_use_for_alpha(read):
+    """AI-Toolkit writes one that is infinite in F16."""
+    before, state, after = merged_by_peft(peft.LoKrConfig(r=1000, alpha=1000))
+    ours = read(respelled(state, "diffusion_model.{}".format, {}, float("inf")))
+    assert worst_error(ours, before, after) < LIMIT
+
+
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_alpha_is_read_from_the_header_where_no_key_has_it(prefix, read):
     name = "single_transformer_blocks.1.proj_mlp"

@@ -67,3 +67,9 @@ def low_rank(n_out, n_in, rank=RANK, seed=0):
     """(down, up) of random numbers."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rank, n_in, generator=generator), torch.randn(n_out, rank, generator=generator)
+
+
+def pair(stem, n_out=128, n_in=128, rank=4):
+    """A plain LoRA for one Linear."""
+    down, up = low_rank(n_out, n_in, rank)
+    return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
