@@ -26,7 +26,6 @@ class QuantLinear(nn.Module):
     """
 
     scale: Tensor | None
-    branch: Branch | None = None
 
     def __init__(self, weight: PackedTensor, bias: PackedTensor | None = None):
         super().__init__()
@@ -36,6 +35,7 @@ class QuantLinear(nn.Module):
         self.weight = nn.Parameter(weight.data, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.as_floats(), requires_grad=False)
         self.register_buffer("scale", weight.scale)
+        self.branch: Branch | None = None  # here and not on the class, where torch.compile guards the two differently
 
     def decode(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Packed `weight` -> (out_features, in_features) of `dtype` on the same device."""

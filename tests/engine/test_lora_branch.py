@@ -2,84 +2,13 @@
 
 import pytest
 import torch
-from flux_files import write_gguf
-from kontextkit.engine.checkpoint import open_checkpoint
-from kontextkit.engine.flux.build import build_transformer
-from kontextkit.engine.flux.loop import predict_velocity
-from kontextkit.engine.flux.weights import read_weights
-from kontextkit.engine.lora.adapters import Kronecker, LowRank
+from kontextkit.engine.lora.adapters import LowRank
 from kontextkit.engine.lora.branch import LoraStack, attached
 from kontextkit.engine.lora.factors import BUCKETS, bucket
 from kontextkit.engine.quant import PackedTensor, QuantLinear
-from safetensors.torch import save_file
+from loras import CPU, KINDS, error, linears, low_rank, merged, random, velocity, with_loras
 
-CPU = torch.device("cpu")
 LIMIT = 1e-5
-
-
-@pytest.fixture
-def build(tmp_path, bfl_tensors):
-    """qtype -> a transformer over a file of it."""
-
-    def build(qtype):
-        path = tmp_path / f"{qtype}.safetensors"
-        if qtype == "F32":
-            save_file(bfl_tensors, path)
-        else:
-            path = write_gguf(tmp_path / f"{qtype}.gguf", bfl_tensors, qtype)
-        checkpoint = open_checkpoint(path)
-        config, weights = read_weights(checkpoint)
-        return build_transformer(config, weights, checkpoint.file_name)
-
-    return build
-
-
-def linears(transformer):
-    return {name: module for name, module in transformer.named_modules() if isinstance(module, QuantLinear)}
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def low_rank(layer, rank=4, seed=1, dora=False):
-    rows, columns = layer.out_features, layer.in_features
-    magnitude = layer.decode(layer.weight, torch.float32).norm(dim=1) * (1 + 0.2 * random(rows, seed=seed + 5))
-    return LowRank(
-        random(rank, columns, seed=seed) * 0.2, random(rows, rank, seed=seed + 1) * 0.2, 0.5, magnitude if dora else None
-    )
-
-
-def kronecker(layer, seed=1):
-    rows, columns = layer.out_features, layer.in_features
-    left, right = random(8, 16, seed=seed), random(rows // 8, columns // 16, seed=seed + 1)
-    return Kronecker(left * 0.1, right * 0.1, 0.7)
-
-
-def merged(weight, adapter, strength):
-    """As ComfyUI merges: W + strength * (W' - W)."""
-    new = weight + adapter.delta()
-    if isinstance(adapter, LowRank) and adapter.magnitude is not None:
-        new = new * (adapter.magnitude / new.norm(dim=1))[:, None]
-    return weight + strength * (new - weight)
-
-
-def velocity(transformer):
-    call = {"img": random(1, 12, 64, seed=1), "img_ids": random(1, 12, 3, seed=2).round().abs()}
-    call |= {"txt": random(1, 5, 96, seed=3), "txt_ids": torch.zeros(1, 5, 3), "timestep": torch.tensor([0.6])}
-    more = {"pooled": random(1, 64, seed=4), "guidance": torch.tensor([2.5]), "n_target": 12}
-    with torch.inference_mode():
-        return predict_velocity(transformer, **call, **more)
-
-
-def error(ours, expected):
-    return ((ours - expected).norm() / expected.norm()).item()
-
-
-def with_loras(transformer, loras, strengths, compute=velocity):
-    stack = LoraStack(loras, torch.float32)
-    with attached(transformer, stack.branches(transformer, strengths, CPU, torch.float32)):
-        return compute(transformer)
 
 
 def with_merged(transformer, loras, strengths):
@@ -93,13 +22,6 @@ def with_merged(transformer, loras, strengths):
         bias = None if layer.bias is None else PackedTensor(layer.bias.data, "F32", tuple(layer.bias.shape))
         transformer.set_submodule(name, QuantLinear(PackedTensor(weight, "F32", tuple(weight.shape)), bias))
     return velocity(transformer)
-
-
-KINDS = {
-    "low rank": low_rank,
-    "dora": lambda layer, seed=1: low_rank(layer, dora=True, seed=seed),
-    "kronecker": kronecker,
-}
 
 
 @pytest.mark.parametrize("qtype", ["F32", "Q8_0", "Q4_0"])
@@ -117,7 +39,9 @@ def test_a_lora_on_all_linears_is_the_merged_model(build, kind, strength, qtype)
 def test_several_loras_of_all_kinds_add_up(build):
     model = build("Q8_0")
     layers = linears(model)
-    loras = [{name: make(layer, seed=seed) for name, layer in layers.items()} for seed, make in enumerate(KINDS.values())]
+    loras = [
+        {name: make(layer, seed=seed) for name, layer in layers.items()} for seed, make in enumerate(KINDS.values())
+    ]
     loras.append({name: low_rank(layer, rank=7, seed=9) for name, layer in list(layers.items())[::2]})
     strengths = [0.7, 0.5, -1.0, 1.3]
     assert error(with_loras(model, loras, strengths), with_merged(model, loras, strengths)) < LIMIT
