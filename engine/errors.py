@@ -1,4 +1,4 @@
-"""The one error the pack raises for a file it will not load."""
+"""What the pack raises for a file it will not load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterable
 
 class CheckpointError(ValueError):
     """A weights file cannot be used; the text names the file, what was found, what was expected and the next step."""
+
+
+class LoraError(CheckpointError):
+    """The same of a LoRA file."""
 
 
 def listing(names: Iterable[str], first: int = 5) -> str:

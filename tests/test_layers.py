@@ -25,6 +25,7 @@ INSIDE_ENGINE = {
     "checkpoint": {"errors", "gguf", "quant"},
     "flux": {"errors", "checkpoint", "quant"},
     "text_encoders": {"errors", "checkpoint", "quant"},
+    "lora": {"errors", "checkpoint", "flux"},
     "words": set(),
     "metrics": set(),
     "training": {"errors", "flux"},

@@ -25,16 +25,23 @@ _IGNORED = (".scale_input", ".input_scale", ".comfy_quant")
 
 def read_safetensors(path: Path) -> dict[str, PackedTensor]:
     """The tensors of the safetensors file at `path`; views of the library's mapping."""
+    return _pack(map_safetensors(path)[0], path.name)
+
+
+def map_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors as they are stored, the header's notes) of the safetensors file at `path`.
+
+    Raises CheckpointError for a broken file, before the library sees it where the header tells.
+    """
     check_safetensors_header(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path.name}: broken safetensors file ({error}). "
             "The download is damaged or incomplete; download the file again."
         ) from error
-    return _pack(tensors, path.name)
 
 
 def _pack(tensors: dict[str, Tensor], file_name: str) -> dict[str, PackedTensor]:

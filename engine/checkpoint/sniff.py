@@ -44,10 +44,10 @@ def _explain(file_name: str, head: bytes) -> str:
     for magic, what, remedy in _STRANGERS:
         if head.startswith(magic) or text.startswith(magic):
             return (
-                f"{file_name}: this is {what}; expected a .gguf or .safetensors model. Next: {remedy}, "
+                f"{file_name}: this is {what}; expected a .gguf or .safetensors file. Next: {remedy}, "
                 "then download the file again."
             )
     return (
         f"{file_name}: neither GGUF nor safetensors (it begins with {head[:8]!r}). "
-        "Choose a FLUX.1 Kontext model file, or download this one again."
+        "Choose another file, or download this one again."
     )

@@ -55,11 +55,15 @@ _SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k
 
 def linears(config: FluxConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(BFL Linear, the diffusers Linears that are its rows from top to bottom), over the whole model."""
-    top = _EMBEDDERS | (_GUIDANCE if config.guidance_embeds else {})
-    yield from _targets("", "", top)
-    for i in range(config.num_layers):
+    yield from linears_of(config.num_layers, config.num_single_layers, config.guidance_embeds)
+
+
+def linears_of(n_double: int, n_single: int, guidance: bool = True) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """`linears` of a model with so many blocks, with or without guidance embedding."""
+    yield from _targets("", "", _EMBEDDERS | (_GUIDANCE if guidance else {}))
+    for i in range(n_double):
         yield from _targets(f"double_blocks.{i}.", f"transformer_blocks.{i}.", _DOUBLE)
-    for i in range(config.num_single_layers):
+    for i in range(n_single):
         yield from _targets(f"single_blocks.{i}.", f"single_transformer_blocks.{i}.", _SINGLE)
 
 
