@@ -29,7 +29,6 @@ INSIDE_ENGINE = {
     "words": set(),
     "metrics": set(),
     "training": {"errors", "flux"},
-    "lora": {"errors", "checkpoint"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 

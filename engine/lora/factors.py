@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import Kronecker, LowRank
+from .adapters import Adapter, ColumnDoRA, Kronecker, LowRank
 
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024)  # ranks that compiled graphs see; beyond, multiples of the last
 
@@ -19,7 +19,7 @@ class Factors(nn.Module):
     """A pair of matrices and how x is multiplied by them; never trained.
 
     The pair is called `weight` and `bias` because a host that moves modules knows these names.
-    product: `low_rank_product` or `kronecker_product`, which say what the two are.
+    product: `low_rank_product` or what `kronecker` gives; they say what the two are.
     """
 
     def __init__(self, product: Product, weight: Tensor, bias: Tensor):
@@ -70,17 +70,28 @@ def stack_scales(adapters: Sequence[LowRank], strengths: Sequence[float]) -> Ten
     return scales
 
 
-def dora_gain(adapter: LowRank, weight: Tensor) -> Tensor:
-    """(out,) float32: magnitude / |V| by rows, V = weight + scale * up @ down, for the base weight (out, in) float32.
+def kronecker(adapter: Kronecker) -> Product:
+    """`kronecker_product`, or where the adapter is some rows of the product, that and a cut."""
+    if adapter.rows is None:
+        return kronecker_product
+    begin, end = adapter.rows
 
-    peft takes the same norm, https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/dora.py
+    def cut_product(x: Tensor, scales: Tensor, right: Tensor, left: Tensor, start: Tensor | None) -> Tensor:
+        y = kronecker_product(x, scales, right, left, None)[:, begin:end]
+        return y.contiguous() if start is None else y + start
+
+    return cut_product
+
+
+def dora_gain(adapter: Adapter, weight: Tensor) -> Tensor:
+    """DoRA's magnitude / |V|, float32, V = weight + scale * up @ down, for the base weight (out, in) float32.
+
+    (out,) from the norms of V's rows, as peft has it, or (in,) from those of its columns.
+    https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/dora.py
     """
-    assert adapter.magnitude is not None
-    down, up = adapter.down.to(weight), adapter.up.to(weight)
-    norm = torch.addmm(weight, up, down, alpha=adapter.scale).norm(dim=1)
-    return adapter.magnitude.to(weight).flatten() / norm
-
-
-def factors_of(adapter: Kronecker, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(right, left) for `kronecker_product`."""
-    return adapter.right.to(dtype), adapter.left.to(dtype)
+    low_rank = adapter.low_rank if isinstance(adapter, ColumnDoRA) else adapter
+    assert isinstance(low_rank, LowRank)
+    magnitude = adapter.magnitude if isinstance(adapter, ColumnDoRA) else low_rank.magnitude
+    assert magnitude is not None
+    merged = torch.addmm(weight, low_rank.up.to(weight), low_rank.down.to(weight), alpha=low_rank.scale)
+    return magnitude.to(weight) / merged.norm(dim=0 if isinstance(adapter, ColumnDoRA) else 1)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from kontextkit.engine.lora.adapters import LowRank
-from kontextkit.engine.lora.branch import LoraStack, attached
+from kontextkit.engine.lora.branch import attached
 from kontextkit.engine.lora.factors import BUCKETS, bucket
+from kontextkit.engine.lora.stack import LoraStack
 from kontextkit.engine.quant import PackedTensor, QuantLinear
 from loras import CPU, KINDS, error, linears, low_rank, merged, random, velocity, with_loras
 
@@ -43,7 +44,7 @@ def test_several_loras_of_all_kinds_add_up(build):
         {name: make(layer, seed=seed) for name, layer in layers.items()} for seed, make in enumerate(KINDS.values())
     ]
     loras.append({name: low_rank(layer, rank=7, seed=9) for name, layer in list(layers.items())[::2]})
-    strengths = [0.7, 0.5, -1.0, 1.3]
+    strengths = [0.7, 0.5, 0.4, -1.0, 0.8, 1.3]
     assert error(with_loras(model, loras, strengths), with_merged(model, loras, strengths)) < LIMIT
 
 

@@ -5,7 +5,8 @@ import torch
 from kontextkit.engine.flux.blocks import double_block, single_block
 from kontextkit.engine.flux.hooks import BlockHooks
 from kontextkit.engine.lora.adapters import LowRank
-from kontextkit.engine.lora.branch import LoraStack, attached
+from kontextkit.engine.lora.branch import attached
+from kontextkit.engine.lora.stack import LoraStack
 from loras import CPU, error, linears, low_rank, random, velocity
 
 

@@ -2,8 +2,9 @@
 
 import torch
 from kontextkit.engine.flux.loop import predict_velocity
-from kontextkit.engine.lora.adapters import Kronecker, LowRank
-from kontextkit.engine.lora.branch import LoraStack, attached
+from kontextkit.engine.lora.adapters import ColumnDoRA, Kronecker, LowRank
+from kontextkit.engine.lora.branch import attached
+from kontextkit.engine.lora.stack import LoraStack
 from kontextkit.engine.quant import QuantLinear
 
 CPU = torch.device("cpu")
@@ -30,10 +31,25 @@ def kronecker(layer, seed=1):
     return Kronecker(left * 0.1, right * 0.1, 0.7)
 
 
+def column_dora(layer, seed=1):
+    norm = layer.decode(layer.weight, torch.float32).norm(dim=0)
+    return ColumnDoRA(low_rank(layer, seed=seed), norm * (1 + 0.2 * random(layer.in_features, seed=seed + 5)))
+
+
+def cut_kronecker(layer, seed=1):
+    """Rows of a product whose blocks do not begin where the Linear does."""
+    rows, columns = layer.out_features, layer.in_features
+    left, right = random(9, 16, seed=seed), random(rows // 8, columns // 16, seed=seed + 1)
+    start = rows // 16
+    return Kronecker(left * 0.1, right * 0.1, 0.7, (start, start + rows))
+
+
 def merged(weight, adapter, strength):
     """As ComfyUI merges: W + strength * (W' - W)."""
     new = weight + adapter.delta()
-    if isinstance(adapter, LowRank) and adapter.magnitude is not None:
+    if isinstance(adapter, ColumnDoRA):
+        new = new * (adapter.magnitude / new.norm(dim=0))
+    elif isinstance(adapter, LowRank) and adapter.magnitude is not None:
         new = new * (adapter.magnitude / new.norm(dim=1))[:, None]
     return weight + strength * (new - weight)
 
@@ -59,5 +75,7 @@ def with_loras(transformer, loras, strengths, compute=velocity):
 KINDS = {
     "low rank": low_rank,
     "dora": lambda layer, seed=1: low_rank(layer, dora=True, seed=seed),
+    "dora by columns": column_dora,
     "kronecker": kronecker,
+    "cut kronecker": cut_kronecker,
 }
