@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +15,22 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..engine.errors import LoraError
 from ..engine.lora.branch import attached
 from ..engine.lora.factors import Factors
+from ..engine.lora.profiles import Profile
 from ..engine.lora.read import Lora, read_lora
 from ..engine.lora.stack import LoraStack
 from ..engine.quant import QuantLinear
 from .model import KontextModel
+from .notes import show
 
 KEY = "kontextkit.lora"
+STRONGEST = 10.0
+WHOLE = 0.9  # of the keys: where fewer match, the node warns
 N_FILES = 4  # read files to remember: their tensors stay mapped, which costs next to nothing
 N_STACKS = 2  # stacks to remember, so that another strength or the last LoRA again moves no weights
 
@@ -74,7 +80,15 @@ def _read(path: str, mtime_ns: int, n_bytes: int, shapes: tuple[tuple[str, int, 
 
 
 def apply(patcher: Any, lora: Lora, strength: float) -> Any:
-    """A clone of the MODEL with the LoRA beside those it has; with strength 0, a clone."""
+    """A clone of the MODEL with the LoRA beside those it has; with strength 0, a clone.
+
+    Raises LoraError for a strength beyond STRONGEST or one that is no number.
+    """
+    if not abs(strength) <= STRONGEST:  # NaN compares false
+        raise LoraError(
+            f"{lora.file_name}: its strength is {strength}, expected a number from {-STRONGEST:g} to {STRONGEST:g}. "
+            "Most LoRAs are made for 1."
+        )
     clone = patcher.clone()
     if strength == 0:
         return clone
@@ -89,6 +103,23 @@ def apply(patcher: Any, lora: Lora, strength: float) -> Any:
 def applied(patcher: Any) -> tuple[Applied, ...]:
     """The LoRAs on a MODEL, the first applied first."""
     return patcher.get_attachment(KEY) or ()
+
+
+def tell(lora: Lora, strength: float, profile: Profile, why: str) -> str:
+    """A report of some lines; what matters of it is shown under the running node, and warnings are logged too."""
+    wants = f"{profile.steps} steps, guidance {profile.guidance:g}"
+    lines = [f"{wants}: profile {profile.name}, because {why}."]
+    if lora.matched_share < WHOLE:
+        lines.insert(0, f"Warning: only {lora.matched_share:.0%} of the keys match this model, the rest has no effect.")
+        logging.warning("KontextKit: %s: %s", lora.file_name, lines[0])
+    if strength == 0:
+        lines.append("Strength 0: the model is as it was.")
+    elif strength != profile.strength and profile.name != "none":
+        lines.append(f"Strength {strength:g}; {profile.name} was made for {profile.strength:g}.")
+    running = get_executing_context()
+    if running:
+        show("\n".join(lines), running.node_id)
+    return "\n".join([*lines, lora.report()])
 
 
 def bring_along(prepare: Callable[..., Any], patcher: Any, *rest: Any, **more: Any) -> Any:
