@@ -80,6 +80,20 @@ def write_bf16(path: Path, shapes: Mapping[str, Shape]) -> None:
     save_file({n: (torch.randn(s, device=DEVICE) * spread[n]).bfloat16().cpu() for n, s in shapes.items()}, path)
 
 
+def write_lora(path: Path, linears: Mapping[str, tuple[int, int]], rank: int, seed: int) -> None:
+    """A small random LoRA in BF16 on {diffusers name: (out, in)}, unless the file is there."""
+    from safetensors.torch import save_file
+
+    if path.exists():
+        return
+    torch.manual_seed(seed)
+    tensors = {}
+    for name, (n_out, n_in) in linears.items():
+        for part, shape in (("lora_A", (rank, n_in)), ("lora_B", (n_out, rank))):
+            tensors[f"transformer.{name}.{part}.weight"] = (torch.randn(shape, device=DEVICE) * 0.01).bfloat16().cpu()
+    save_file(tensors, path)
+
+
 def call(side: int, shapes: Mapping[str, Shape], dtype: torch.dtype) -> dict[str, Any]:
     """The arguments of one forward pass: a target and a reference of `side` latent pixels, 512 text tokens."""
     generator = torch.Generator(DEVICE).manual_seed(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import comfy.ops
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.quant import QuantLinear
@@ -29,7 +28,7 @@ class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
             bias_dtype=x.dtype,
             offloadable=True,
         )
-        y = F.linear(x, self.decode(weight, x.dtype), bias)
+        y = self.multiply(x, self.decode(weight, x.dtype), bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return y
 

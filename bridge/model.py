@@ -9,7 +9,6 @@ from typing import Any
 
 import comfy.model_base
 import comfy.model_management
-import comfy.model_patcher
 import comfy.supported_models
 import comfy.utils
 import torch
@@ -21,6 +20,7 @@ from ..engine.flux.positions import PATCH
 from ..engine.flux.rope import THETA
 from ..engine.flux.weights import Weights, read_weights
 from .linear import HostedLinear
+from .patcher import make_patcher
 from .streaming import StreamingNotice
 from .transformer import HostedTransformer
 
@@ -63,8 +63,7 @@ def load(path: str | Path, compute_dtype: str = "auto", disable_dynamic: bool = 
     model_config = kind(_unet_config(config))
     model_config.set_inference_dtype(stored, cast)
     model = KontextModel(model_config, flow, HostedTransformer(transformer, stored))
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(model, load_device, comfy.model_management.unet_offload_device())
+    patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device(), disable_dynamic)
     patcher.cached_patcher_init = (load, (path, compute_dtype))
     StreamingNotice(checkpoint.file_name).attach(patcher)
     logging.info("KontextKit: %s: %s", checkpoint.file_name, _summary(config, weights, cast or stored))

@@ -60,4 +60,5 @@ class Shelf:
 
 
 MODELS = Shelf(("diffusion_models", "unet", "unet_gguf"))  # the last exists where ComfyUI-GGUF is installed
+LORAS = Shelf(("loras",))
 ENCODERS = Shelf(("text_encoders", "clip", "clip_gguf"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 import comfy.model_management
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..engine.errors import listing
 from ..engine.words.encoder import WordEncoder
 from ..engine.words.vocabulary import N_POSITIONS, PADDING, Vocabulary
+from .notes import show
 
 CONTEXT, POOLED = "t5xxl", "l"  # FLUX's two prompts, named as in ComfyUI, so that CLIPTextEncodeFlux works too
 HELP = (
@@ -78,10 +78,10 @@ class WordTokenizer:
             logging.warning("KontextKit: %s", note.replace("\n", " "))
             if running:
                 self._notes[running.node_id] = running.prompt_id
-                _show(note, running.node_id)
+                show(note, running.node_id)
         elif running and self._notes.get(running.node_id, running.prompt_id) != running.prompt_id:
             del self._notes[running.node_id]
-            _show(ALL_CLEAR, running.node_id)
+            show(ALL_CLEAR, running.node_id)
 
 
 def _complaint(unknown: list[str], beyond: list[str]) -> str:
@@ -91,14 +91,6 @@ def _complaint(unknown: list[str], beyond: list[str]) -> str:
     if unknown:
         lines += [f"Unknown words, ignored: {listing(unknown, 12)}.", HELP]
     return "\n".join(lines)
-
-
-def _show(note: str, node_id: str) -> None:
-    """Under the node, for as long as the page is open; nowhere without a server."""
-    module = sys.modules.get("server")  # ComfyUI's main imports it; without main there is no server to import it for
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
-    if server is not None:
-        server.send_progress_text(note, node_id)
 
 
 class WordClip(WordEncoder):

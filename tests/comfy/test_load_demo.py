@@ -1,21 +1,18 @@
 """The demo model's three outputs under ComfyUI's own nodes, whatever its weights have learned."""
 
-import json
 import os
 import re
 import shutil
-import struct
-import uuid
 from pathlib import Path
 
 import pytest
 import torch
-import websocket
 from kontextkit.devtools.server import PromptError
 from kontextkit.engine.errors import CheckpointError
 from oracle import error
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from server_notes import notes
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo"
@@ -206,34 +203,13 @@ def workflow(prompt, precision="BF16"):
     }
 
 
-def notes(server, prompt):
-    """(node, text) of every note that the front-end is sent while a prompt runs."""
-    client, found = uuid.uuid4().hex, []
-    events = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=60)
-    try:
-        prompt_id = server.queue(workflow(prompt), client)
-        while True:
-            message = events.recv()
-            if isinstance(message, bytes):
-                kind, length = struct.unpack(">II", message[:8])
-                if kind == 3:  # text
-                    found.append((message[8 : 8 + length].decode(), message[8 + length :].decode()))
-                continue
-            event = json.loads(message)
-            assert event["type"] not in ("execution_error", "execution_interrupted"), event
-            if event["type"] == "execution_success" and event["data"]["prompt_id"] == prompt_id:
-                return found
-    finally:
-        events.close()
-
-
 def test_the_prompts_node_shows_a_note_until_every_word_is_understood(server):
-    assert notes(server, "a red background") == []
-    ((node, text),) = notes(server, "a red fluffy background")
+    assert notes(server, workflow("a red background")) == []
+    ((node, text),) = notes(server, workflow("a red fluffy background"))
     assert node == "2"
     assert text.startswith("Unknown words, ignored: fluffy.\nKnown: colors, shapes")
-    assert notes(server, "a blue background") == [("2", "Every word was understood.")]
-    assert notes(server, "a green background") == []
+    assert notes(server, workflow("a blue background")) == [("2", "Every word was understood.")]
+    assert notes(server, workflow("a green background")) == []
 
 
 def test_a_server_paints_with_it_and_tells_no_path(server):

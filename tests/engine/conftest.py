@@ -3,6 +3,7 @@
 import pytest
 import torch
 from flux_files import write_gguf
+from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -19,3 +20,23 @@ def bfl_tensors():
 def gguf_file(tmp_path, bfl_tensors):
     """qtype -> a GGUF file of `bfl_tensors`."""
     return lambda qtype: write_gguf(tmp_path / f"{qtype}.gguf", bfl_tensors, qtype)
+
+
+@pytest.fixture
+def build(tmp_path, bfl_tensors):
+    """qtype -> a transformer over a file of it."""
+    from kontextkit.engine.checkpoint import open_checkpoint
+    from kontextkit.engine.flux.build import build_transformer
+    from kontextkit.engine.flux.weights import read_weights
+
+    def build(qtype):
+        path = tmp_path / f"{qtype}.safetensors"
+        if qtype == "F32":
+            save_file(bfl_tensors, path)
+        else:
+            path = write_gguf(tmp_path / f"{qtype}.gguf", bfl_tensors, qtype)
+        checkpoint = open_checkpoint(path)
+        config, weights = read_weights(checkpoint)
+        return build_transformer(config, weights, checkpoint.file_name)
+
+    return build

@@ -1,0 +1,13 @@
+"""Notes under a node."""
+
+from __future__ import annotations
+
+import sys
+
+
+def show(note: str, node_id: str) -> None:
+    """Under the node, for as long as the page is open; nowhere without a server."""
+    module = sys.modules.get("server")  # ComfyUI's main imports it; without main there is no server to import it for
+    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    if server is not None:
+        server.send_progress_text(note, node_id)

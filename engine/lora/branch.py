@@ -1,0 +1,90 @@
+"""What runs beside a Linear while LoRAs are attached; the base weight is read and never touched.
+
+The adapters' part is made first and the base product is added onto it, in place: one pass over y less than the other
+way round. DoRA scales the rows of W + BA, or its columns, so it has a part in the base product too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Vectors in the compute dtype by which a product is scaled, rows (out,) and columns (in,); None: it is not."""
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+
+class Part:
+    """One pair of factors in a run. scales: see `Factors`."""
+
+    def __init__(self, factors: nn.Module, scales: Tensor, gain: Gain):
+        self.factors, self.scales, self.rows, self.columns = factors, scales, gain.rows, gain.columns
+
+    def __call__(self, x: Tensor, start: Tensor | None) -> Tensor:
+        """x (N, in), start (out,) -> a new tensor (N, out)."""
+        if self.columns is not None:
+            x = x * self.columns
+        if self.rows is None:
+            y: Tensor = self.factors(x, self.scales, start)
+            return y
+        y = self.factors(x, self.scales, None) * self.rows
+        return y if start is None else y + start
+
+
+class LoraBranch:
+    """What runs beside one Linear. excess: by how much the base product is scaled beyond one."""
+
+    def __init__(self, parts: tuple[Part, ...], excess: Gain):
+        self.parts, self.rows, self.columns = parts, excess.rows, excess.columns
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        y = self.parts[0](flat, bias)
+        for part in self.parts[1:]:
+            y = y + part(flat, None)
+        if self.rows is not None:
+            y = torch.addcmul(y, F.linear(flat, weight), self.rows)
+        if self.columns is not None:
+            flat = torch.addcmul(flat, flat, self.columns)
+        return add_product(y, flat, weight).view(*x.shape[:-1], weight.shape[0])
+
+
+def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y + x weight^T, in the memory of y (N, out), a tensor that nobody else holds, unless gradients are recorded."""
+    if torch.is_grad_enabled():
+        return torch.addmm(y, x, weight.T)
+    if torch.compiler.is_compiling():
+        torch.ops.kontextkit.add_product_(y, x, weight)
+        return y
+    return y.addmm_(x, weight.T)
+
+
+@torch.library.custom_op("kontextkit::add_product_", mutates_args=("y",))
+def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
+    """In a compiled graph too the product lands on y; Inductor's own addmm would copy y first."""
+    y.addmm_(x, weight.T)
+
+
+@contextmanager
+def attached(transformer: Any, branches: Mapping[str, LoraBranch]) -> Iterator[None]:
+    """The branches are on the transformer's Linears; afterwards, whatever happens, what was there before."""
+    linears = {name: transformer.get_submodule(name) for name in branches}
+    before = {name: linear.branch for name, linear in linears.items()}
+    try:
+        for name, linear in linears.items():
+            linear.branch = branches[name]
+        yield
+    finally:
+        for name, linear in linears.items():
+            linear.branch = before[name]
