@@ -86,7 +86,7 @@ class Bench:
         return rows
 
     def switches(self, step: Callable[[], Any]) -> list[dict[str, Any]]:
-        """Seconds until a large LoRA, or another strength of it, is ready on the card, and graphs that switching compiled.
+        """Seconds until a large LoRA, or another strength of it, is ready on the card; graphs that switching compiled.
 
         The ranks were all seen before: filled up to a few sizes, most are.
         """
@@ -104,9 +104,7 @@ class Bench:
         return [
             report.row(f"lora.switch_seconds.{self.name}", seconds, "s", f"another file of {size}", goal=1.0),
             report.row(f"lora.strength_seconds.{self.name}", again, "s", f"another strength of {size}", goal=1.0),
-            report.row(
-                f"lora.switch_recompiles.{self.name}", n_graphs, "graphs", "five switches and a strength", goal=0
-            ),
+            report.row(f"lora.switch_recompiles.{self.name}", n_graphs, "graphs", "five switches", goal=0),
         ]
 
     def seconds(self, letter: str, strength: float = STRENGTHS[0]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy.ops
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.quant import QuantLinear
@@ -21,6 +22,8 @@ class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
             return super().forward(x)
         if self.weight_function or getattr(self, "weight_lowvram_function", None) is not None:
             self.refuse_patches()
+        branch = self.branch
+        begun = None if branch is None else branch.begin(x)  # its own matrices come over and are let go before ours
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self,
             dtype=x.dtype if self.is_dense else self.weight.dtype,
@@ -28,7 +31,12 @@ class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
             bias_dtype=x.dtype,
             offloadable=True,
         )
-        y = self.multiply(x, self.decode(weight, x.dtype), bias)
+        if branch is None or begun is None:
+            y = F.linear(x, self.decode(weight, x.dtype), bias)
+        else:
+            y = branch.finish(begun, x, self.decode(weight, x.dtype))
+            if self.bias_function or getattr(self, "bias_lowvram_function", None) is not None:
+                y = y + (bias - branch.bias)  # a patch of the bias, which the branch does not know
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return y
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,23 @@ except ImportError:  # ComfyUI 0.18: each Linear brings its own weight
     make_prefetch_queue = prefetch_queue_pop = None
 
 
+class Group:
+    """A block and what runs beside its Linears, which ComfyUI asks for `modules` and brings over in one go.
+
+    One by one, the factors of a LoRA would be written over the block's weights in ComfyUI's two buffers.
+    """
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module of the block, and every pair of factors beside one."""
+        for module in self.block.modules():
+            yield module
+            for part in getattr(getattr(module, "branch", None), "parts", ()):
+                yield part.factors
+
+
 class Prefetch:
     """ComfyUI's prefetch queue for the blocks of one forward pass, in their order.
 
@@ -23,7 +40,9 @@ class Prefetch:
 
     def __init__(self, blocks: Iterable[nn.Module], device: torch.device, transformer_options: dict[str, Any]):
         self.device = device
-        self.queue = make_prefetch_queue and make_prefetch_queue(list(blocks), device, transformer_options)
+        self.queue = make_prefetch_queue and make_prefetch_queue(
+            [Group(block) for block in blocks], device, transformer_options
+        )
 
     def turn(self) -> None:
         """Call before each block and once after the last: asks for its weights, lets go of the block before."""

@@ -42,17 +42,22 @@ class Part:
 
 
 class LoraBranch:
-    """What runs beside one Linear. excess: by how much the base product is scaled beyond one."""
+    """`Branch` of one Linear. excess: by how much the base product is scaled beyond one."""
 
-    def __init__(self, parts: tuple[Part, ...], excess: Gain):
-        self.parts, self.rows, self.columns = parts, excess.rows, excess.columns
+    def __init__(self, parts: tuple[Part, ...], excess: Gain, bias: Tensor | None):
+        self.parts, self.rows, self.columns, self.bias = parts, excess.rows, excess.columns, bias
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    def begin(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (N, out): bias and all parts."""
         flat = x.reshape(-1, x.shape[-1])
-        y = self.parts[0](flat, bias)
+        y = self.parts[0](flat, self.bias)
         for part in self.parts[1:]:
             y = y + part(flat, None)
+        return y
+
+    def finish(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """y (N, out), x (..., in), weight (out, in) -> (..., out), in the memory of y."""
+        flat = x.reshape(-1, x.shape[-1])
         if self.rows is not None:
             y = torch.addcmul(y, F.linear(flat, weight), self.rows)
         if self.columns is not None:

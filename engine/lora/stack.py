@@ -52,8 +52,12 @@ class LoraStack(nn.Module):
                 sums[place.dora] = sums.get(place.dora, 0) + strengths[place.loras[0]] * (exact - 1)
             scales = place.scales([strengths[i] for i in place.loras]).to(device, dtype)
             parts.setdefault(place.linear, []).append(Part(factors, scales, gain))
-        gains = {name: Gain(**{side: s.to(dtype) for side, s in sums.items()}) for name, sums in excess.items()}
-        return {name: LoraBranch(tuple(found), gains.get(name, Gain())) for name, found in parts.items()}
+        branches = {}
+        for name, found in parts.items():
+            bias = transformer.get_submodule(name).bias
+            gain = Gain(**{side: sums.to(dtype) for side, sums in excess.get(name, {}).items()})
+            branches[name] = LoraBranch(tuple(found), gain, None if bias is None else bias.to(device, dtype))
+        return branches
 
     def _gain(self, place: _Place, transformer: Any, device: torch.device) -> Tensor:
         """DoRA's gain, float32 on `device`, computed once as long as the base model is the same."""

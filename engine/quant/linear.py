@@ -12,10 +12,18 @@ from .packed import PackedTensor, decode
 
 
 class Branch(Protocol):
-    """What runs beside a Linear and changes its result (a LoRA)."""
+    """What runs beside a Linear and takes its product over (a LoRA).
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The whole result (..., out_features) for x (..., in_features), decoded weight and bias."""
+    In two steps, because a host has room for the matrices of one module at a time: the branch's own before the weight.
+    """
+
+    bias: Tensor | None  #: of the Linear, where and in what dtype the run needs it
+
+    def begin(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (N, out_features): the branch's part, and the bias."""
+
+    def finish(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The whole result (..., out_features) from what `begin` gave and the decoded weight."""
 
 
 class QuantLinear(nn.Module):
@@ -44,12 +52,10 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features), in x's dtype."""
+        if self.branch is not None:
+            return self.branch.finish(self.branch.begin(x), x, self.decode(self.weight, x.dtype))
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self.multiply(x, self.decode(self.weight, x.dtype), bias)
-
-    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x (..., in_features), weight (out_features, in_features) and bias of x's dtype -> (..., out_features)."""
-        return F.linear(x, weight, bias) if self.branch is None else self.branch(x, weight, bias)
+        return F.linear(x, self.decode(self.weight, x.dtype), bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.qtype}"

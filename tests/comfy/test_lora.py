@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from flux_files import write_gguf
+from kontextkit.engine.lora.branch import attached
 from kontextkit.engine.quant import QuantLinear
 from loras import random
 from oracle import DEVICE, error, inputs, k_sampler
@@ -158,23 +159,32 @@ def test_comfyui_counts_and_unloads_the_factors(model, files):
     assert torch.equal(k_sampler(ours), expected)
 
 
+@pytest.fixture
+def on_the_layers(files):
+    """MODEL, share -> its stack and what `attached` takes; of both, that share is moved and the rest is not."""
+    from kontextkit.bridge.lora import applied
+
+    def load(ours, share):
+        (stack,) = ours.get_additional_models()
+        for patcher in (stack, ours):
+            patcher.detach()
+            patcher.load(torch.device(DEVICE), lowvram_model_memory=max(1, int(patcher.model_size() * share)))
+        transformer = ours.model.diffusion_model.transformer
+        strengths = [each.strength for each in applied(ours)]
+        branches = stack.model.branches(transformer, strengths, torch.device(DEVICE), torch.float32)
+        return stack, (transformer, branches)
+
+    return load
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_factors_left_on_the_host_are_brought_over_for_each_product(model, files, share):
+def test_factors_left_on_the_host_are_brought_over_for_each_product(model, files, share, on_the_layers):
     ours = with_lora(model, files["a"])
     expected = k_sampler(ours)
-    (stack,) = ours.get_additional_models()
-    for patcher in (stack, ours):
-        patcher.detach()
-        patcher.load(torch.device(DEVICE), lowvram_model_memory=max(1, int(patcher.model_size() * share)))
+    stack, (transformer, branches) = on_the_layers(ours, share)
     waiting = [factors.comfy_cast_weights for factors in stack.model.factors]
     assert any(waiting)
     assert all(waiting) == (share == 0)
-    from kontextkit.bridge.lora import applied
-    from kontextkit.engine.lora.branch import attached
-
-    transformer = ours.model.diffusion_model.transformer
-    strengths = [each.strength for each in applied(ours)]
-    branches = stack.model.branches(transformer, strengths, torch.device(DEVICE), torch.float32)
     call = inputs(references=[(8, 6)])
     with attached(transformer, branches):
         offloaded = ours.model.diffusion_model(**call)
@@ -185,6 +195,66 @@ def test_factors_left_on_the_host_are_brought_over_for_each_product(model, files
     for patcher in (stack, ours):
         patcher.model.to("cpu")
     assert torch.equal(k_sampler(ours), expected)
+
+
+def test_matrices_from_the_host_come_one_module_at_a_time(model, files, on_the_layers, monkeypatch):
+    """ComfyUI has two buffers for them; a third module's would be written over the first one's."""
+    import comfy.ops
+
+    held, most = set(), []
+    cast, uncast = comfy.ops.cast_bias_weight, comfy.ops.uncast_bias_weight
+
+    def hold(module, *rest, **more):
+        held.add(module)
+        most.append(len(held))
+        return cast(module, *rest, **more)
+
+    def let_go(module, *rest):
+        held.remove(module)
+        return uncast(module, *rest)
+
+    ours = with_lora(with_lora(model, files["a"]), files["b"])
+    k_sampler(ours)
+    _, (transformer, branches) = on_the_layers(ours, 0.0)
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", hold)
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", let_go)
+    with attached(transformer, branches):
+        ours.model.diffusion_model(**inputs())
+    assert len(most) == 2 * len(linears(model))
+    assert max(most) == 1
+    assert not held
+
+
+def test_dynamic_vram_is_asked_for_a_block_with_its_factors(model, files, on_the_layers):
+    from kontextkit.bridge.prefetch import Group
+
+    ours = with_lora(model, files["a"])
+    k_sampler(ours)
+    stack, (transformer, branches) = on_the_layers(ours, 1.0)
+    block = transformer.transformer_blocks[0]
+    own = list(block.modules())
+    assert list(Group(block).modules()) == own
+    with attached(transformer, branches):
+        asked = list(Group(block).modules())
+    beside = [module for module in asked if module not in own]
+    assert len(beside) == sum(isinstance(module, QuantLinear) for module in own)
+    assert all(module in list(stack.model.factors) for module in beside)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_patch_of_a_bias_and_a_lora_add_up(twins, files, share):
+    from kontextkit.bridge.model import load
+
+    model = load(twins.path, "float32", disable_dynamic=True)
+    key = "diffusion_model.transformer.single_transformer_blocks.0.proj_out.bias"
+    patched = model.clone()
+    patched.add_patches({key: ("diff", (torch.full((256,), 0.3),))})
+    both = with_lora(patched, files["a"])
+    grow, room = both.partially_load, int(share * both.model_size())
+    both.partially_load = lambda device, extra=0, **more: grow(device, max(1, room) if share < 1 else extra, **more)
+    changed = load(twins.path, "float32", disable_dynamic=True)
+    changed.model.diffusion_model.transformer.single_transformer_blocks[0].proj_out.bias += 0.3
+    assert error(k_sampler(both), k_sampler(with_lora(changed, files["a"]))) < LIMIT
 
 
 def test_another_strength_and_the_lora_before_read_and_move_nothing(model, files, monkeypatch):

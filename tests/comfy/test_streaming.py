@@ -100,7 +100,7 @@ def test_dynamic_vram_is_asked_for_each_block_in_turn(model, monkeypatch):
 
     def pop(queue, device, module):
         queue.pop(0)
-        asked.append(queue[0])
+        asked.append(queue[0] and queue[0].block)
 
     monkeypatch.setattr(prefetch, "make_prefetch_queue", make)
     monkeypatch.setattr(prefetch, "prefetch_queue_pop", pop)
