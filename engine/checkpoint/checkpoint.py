@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +44,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises CheckpointError for a file that is missing, broken or not one of the two.
     """
     path = Path(path)
-    try:
+    with explained(path):
         if sniff(path) == "safetensors":
             return Checkpoint(path.name, read_safetensors(path))
         header = read_header(path)
         return Checkpoint(path.name, _map_gguf(path, header))
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raises CheckpointError where the system refuses to read or map the file at `path`."""
+    try:
+        yield
     except RuntimeError as error:  # torch's and safetensors' word for a mapping that the system refused
         gigabytes = path.stat().st_size / 1e9
         raise CheckpointError(

@@ -16,6 +16,7 @@ MAX_HEADER = 1 << 24  # bytes; LoRAs carry some megabytes of training notes
 MAX_TENSORS = 1 << 16
 MAX_COMMAS = 1 << 21
 MAX_DIMENSIONS = 8
+MAX_NAME = 1024  # letters; names go into messages
 METADATA = "__metadata__"
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -59,6 +60,8 @@ def check_safetensors_header(path: Path) -> None:
 
 def _place(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
     """Where a tensor begins and stops, after the header."""
+    if len(name) > MAX_NAME:
+        raise _broken(path, f"tensor {name[:80]!r}... has a name of {len(name)} letters, {MAX_NAME} are allowed")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(stop)]}:
             pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -12,16 +13,17 @@ from ..errors import LoraError
 from .adapters import Adapter, ColumnDoRA, Kronecker, LowRank
 
 AGAIN = "The file is damaged or was not saved to the end; download or save it again."
-HALVES = (("down", "up"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
 Parts = Mapping[str, Tensor]
 Scale = Callable[[int | None], float]
+Check = Callable[[tuple[int, int]], None]
 
 
-def make_adapter(where: str, parts: Parts, default_scale: Scale) -> Adapter | None:
+def make_adapter(where: str, parts: Parts, default_scale: Scale, check_shape: Check) -> Adapter | None:
     """The adapter that these parts are, by `dialects.split_key`'s names; None where they hold no matrices.
 
     where: the file and the module, to begin messages with. default_scale: rank -> alpha / rank, where the parts have
-    no alpha; the rank is None where there is none.
+    no alpha; the rank is None where there is none. check_shape: raises LoraError where the module is not (out, in);
+    asked before anything is multiplied, for a small file can hold the factors of a huge matrix.
     Raises LoraError for parts that are missing, do not fit each other, or are no numbers.
     """
     for name, part in parts.items():
@@ -30,31 +32,44 @@ def make_adapter(where: str, parts: Parts, default_scale: Scale) -> Adapter | No
     def scale(rank: int | None) -> float:
         if "alpha" not in parts:
             return default_scale(rank)
-        return 1.0 if rank is None else parts["alpha"].item() / rank  # LyCORIS scales no pair of whole factors
+        if rank is None:  # LyCORIS scales no pair of whole factors; AI-Toolkit even writes an infinite alpha there
+            return 1.0
+        alpha = float(parts["alpha"].item())
+        if not math.isfinite(alpha):
+            raise LoraError(f"{where} has {alpha} as its alpha, expected a number. {AGAIN}")
+        return alpha / rank
 
     if any(name.startswith("lokr") for name in parts):
-        return _kronecker(where, parts, scale)
+        return _kronecker(where, parts, scale, check_shape)
     if any(name.startswith("hada") for name in parts):
-        low_rank = _hadamard(where, parts, scale)
+        low_rank = _hadamard(where, parts, scale, check_shape)
     elif "down" in parts or "up" in parts:
         down, up = _pair(where, parts, "down", "up")
+        check_shape((len(up), down.shape[1]))
         low_rank = LowRank(down, up, scale(len(down)))
     else:
         return None
     return _with_magnitude(where, low_rank, parts["magnitude"]) if "magnitude" in parts else low_rank
 
 
+def by(shape: Iterable[int]) -> str:
+    """A shape as a person writes it: 3072 x 64."""
+    return " x ".join(map(str, shape)) or "a single number"
+
+
 def _check(where: str, name: str, part: Tensor) -> None:
-    if not part.is_floating_point() and name != "alpha":
+    if name == "alpha":
+        if part.numel() != 1:
+            raise LoraError(f"{where} has an alpha of {part.numel()} numbers, expected one. {AGAIN}")
+        return
+    if not part.is_floating_point():
         raise LoraError(f"{where} has {name!r} as {part.dtype}, expected floats. Save it as BF16 or F16.")
-    if name == "alpha" and part.numel() != 1:
-        raise LoraError(f"{where} has an alpha of {part.numel()} numbers, expected one. {AGAIN}")
     if 0 in part.shape:
         raise LoraError(
-            f"{where} has rank 0: {name!r} is {_by(part)}, expected at least one row and column. "
+            f"{where} has rank 0: {name!r} is {by(part.shape)}, expected at least one row and column. "
             "There is nothing in it to apply; train or extract it again with a rank of 1 or more."
         )
-    numbers = part.float() if part.dtype.itemsize == 1 or not part.is_floating_point() else part
+    numbers = part.float() if part.dtype.itemsize == 1 else part
     if not all(bound.isfinite() for bound in numbers.aminmax()):  # one pass, no copy
         raise LoraError(f"{where} has NaN or infinity in {name!r}, expected numbers. {AGAIN}")
 
@@ -77,13 +92,13 @@ def _pair(where: str, parts: Parts, first: str, second: str) -> tuple[Tensor, Te
     ranks = (one.shape[0], two.shape[1]) if first == "down" else (one.shape[1], two.shape[0])
     if ranks[0] != ranks[1]:
         raise LoraError(
-            f"{where} has {first!r} of rank {ranks[0]} ({_by(one)}) and {second!r} of rank {ranks[1]} ({_by(two)}); "
-            f"expected one rank. {AGAIN}"
+            f"{where} has {first!r} of rank {ranks[0]} ({by(one.shape)}) and {second!r} of rank {ranks[1]} "
+            f"({by(two.shape)}); expected one rank. {AGAIN}"
         )
     return one, two
 
 
-def _hadamard(where: str, parts: Parts, scale: Scale) -> LowRank:
+def _hadamard(where: str, parts: Parts, scale: Scale, check_shape: Check) -> LowRank:
     """LoHa as low rank: (A1 B1) o (A2 B2) = (A1 . A2) (B1 * B2), rows times rows and columns times columns.
 
     "." takes every product of two entries of a row (face-splitting), "*" of a column (Khatri-Rao).
@@ -95,30 +110,39 @@ def _hadamard(where: str, parts: Parts, scale: Scale) -> LowRank:
         raise LoraError(
             f"{where} multiplies {len(a1)} x {b1.shape[1]} with {len(a2)} x {b2.shape[1]}; expected one shape. {AGAIN}"
         )
+    check_shape((len(a1), b1.shape[1]))
+    rank = len(b1) * len(b2)
+    if rank > min(len(a1), b1.shape[1]):
+        raise LoraError(
+            f"{where} is LoHa of rank {len(b1)} x {len(b2)}, more than a Linear of {len(a1)} x {b1.shape[1]} has. "
+            "Merge it into the model, or train it with a rank of 16 or less."
+        )
     up = torch.einsum("or,os->ors", a1.float(), a2.float()).flatten(1)  # float32: products of small halves vanish
     down = torch.einsum("ri,si->rsi", b1.float(), b2.float()).flatten(0, 1)
     return LowRank(down, up, scale(len(b1)))
 
 
-def _kronecker(where: str, parts: Parts, scale: Scale) -> Kronecker:
+def _kronecker(where: str, parts: Parts, scale: Scale, check_shape: Check) -> Kronecker:
     _refuse_tucker(where, parts)
     if "magnitude" in parts:
         raise LoraError(
             f"{where} is LoKr with DoRA's magnitude, which this pack cannot apply. Use a LoKr or a DoRA alone; "
             "most trainers switch it off with dora_wd=False."
         )
-    (left, first), (right, second) = (_factor(where, parts, name) for name in ("lokr_w1", "lokr_w2"))
-    return Kronecker(left, right, scale(second or first))
+    left, right = (_factor(where, parts, name) for name in ("lokr_w1", "lokr_w2"))
+    check_shape((len(left[0]) * len(right[0]), left[-1].shape[1] * right[-1].shape[1]))
+    rank = next((len(factor[1]) for factor in (right, left) if len(factor) == 2), None)
+    whole = [factor[0] if len(factor) == 1 else factor[0].float() @ factor[1].float() for factor in (left, right)]
+    return Kronecker(whole[0], whole[1], scale(rank))
 
 
-def _factor(where: str, parts: Parts, name: str) -> tuple[Tensor, int | None]:
-    """(a factor of LoKr, its rank or None where it is stored whole)."""
+def _factor(where: str, parts: Parts, name: str) -> tuple[Tensor, ...]:
+    """A factor of LoKr: one matrix, or two whose product it is."""
     if name in parts:
-        return _matrix(where, parts, name), None
+        return (_matrix(where, parts, name),)
     if not any(part.startswith(name) for part in parts):
         raise LoraError(f"{where} has a factor of LoKr but no {name!r}; one is of no use without the other. {AGAIN}")
-    a, b = _pair(where, parts, f"{name}_a", f"{name}_b")
-    return a.float() @ b.float(), len(b)
+    return _pair(where, parts, f"{name}_a", f"{name}_b")
 
 
 def _refuse_tucker(where: str, parts: Parts) -> None:
@@ -166,7 +190,3 @@ def fit(where: str, adapter: Adapter, outs: list[int], swapped: bool) -> list[Ad
         )
     ends = [sum(outs[: i + 1]) for i in range(len(outs))]
     return [adapter.cut(end - out, end) for out, end in zip(outs, ends, strict=True)]
-
-
-def _by(matrix: Tensor) -> str:
-    return " x ".join(map(str, matrix.shape)) or "a single number"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..flux.names import SWAPPED, linears_of
@@ -85,21 +85,22 @@ class Place:
 
 def places(names: Iterable[str]) -> dict[str, Place]:
     """{a Linear's name in any dialect: its place}, for a model whose Linears have these diffusers names."""
-    spellings = _spellings(list(names))
+    names = set(names)
+    spellings = _spellings(names)
+    last_modulation = spellings["bfl"][SWAPPED]
     found: dict[str, Place] = {}
     for dialect, prefixes, spelling in _TABLE:
         for name, targets in spellings[spelling].items():
-            swapped = "bfl" in spelling and targets == ("norm_out.linear",)
-            for prefix in prefixes:
+            swapped = "bfl" in spelling and targets == last_modulation
+            for prefix in prefixes if names.issuperset(targets) else ():
                 found.setdefault(prefix + name, Place(dialect, targets, swapped))
     return found
 
 
-def _spellings(names: list[str]) -> dict[str, Mapping[str, Targets]]:
+def _spellings(names: Collection[str]) -> dict[str, Mapping[str, Targets]]:
     """{spelling: {a Linear's name: its diffusers Linears}}."""
     diffusers = {name: (name,) for name in names}
     bfl = dict(linears_of(_count(names, "transformer_blocks."), _count(names, "single_transformer_blocks.")))
-    assert bfl[SWAPPED] == ("norm_out.linear",)
     parted = {name: targets for name, targets in bfl.items() if len(targets) == 1}
     for name, targets in bfl.items():
         parted |= {f"{name}.{i}": (target,) for i, target in enumerate(targets) if len(targets) > 1}

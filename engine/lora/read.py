@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoint.safetensors_file import map_safetensors
-from ..checkpoint.sniff import sniff
+from ..checkpoint import explained, map_safetensors, sniff
 from ..errors import CheckpointError, LoraError, listing
 from .adapters import Adapter, Kronecker
-from .assemble import fit, make_adapter
+from .assemble import by, fit, make_adapter
 from .dialects import Place, is_for_text_encoder, other_model, places, split_key, why_unused
 from .settings import PeftSettings
 
 Shapes = Mapping[str, tuple[int, int]]
 _SIBLINGS = {384: "FLUX.1 Fill", 128: "FLUX.1 Canny, Depth or another control"}  # by the channels of a token
+_PICKLES = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # a zip of them, or one of protocol 2, 4, 5
 _CHOOSE = "Choose a LoRA made for FLUX.1 dev or Kontext."
 
 
@@ -52,14 +53,16 @@ class Lora:
     def report(self) -> str:
         """A few lines for a person."""
         what = f"rank {listing(map(str, self.ranks))}" if self.ranks else "Kronecker products"
+        n = len(self.adapters)
         lines = [
-            f"{self.file_name}: {self.dialect} names, {what}, changes {len(self.adapters)} Linears.",
+            f"{self.file_name}: {self.dialect} names, {what}, changes {n} Linear{'s' * (n > 1)}.",
             f"{self.n_matched} of {self.n_keys} keys matched ({self.matched_share:.0%} of the transformer's).",
         ]
         groups = defaultdict(list)
         for key, why in self.skipped:
             groups[why].append(key)
-        lines += [f"Skipped {len(keys)}: {why} ({listing(keys, 2)})." for why, keys in groups.items()]
+        for why, keys in sorted(groups.items(), key=lambda group: -len(group[1])):
+            lines.append(f"Skipped {len(keys)}: {why} ({listing(keys, 2)}).")
         return "\n".join(lines)
 
 
@@ -73,12 +76,7 @@ def read_lora(path: str | Path, shapes: Shapes) -> Lora:
     tensors, metadata = _open(path)
     _check_kind(path.name, tensors)
     known = places(shapes)
-    modules: dict[str, dict[str, str]] = defaultdict(dict)  # {module: {part: key}}
-    for key in tensors:
-        module, part = split_key(key) or ("", key)
-        if part in modules[module]:
-            raise LoraError(f"{path.name}: {key!r} and {modules[module][part]!r} are one part. Delete one of them.")
-        modules[module][part] = key
+    modules = _group(path.name, tensors)
     unknown = {module: modules.pop(module) for module in list(modules) if module not in known}
     _check_model(path.name, {m: {p: tensors[key] for p, key in keys.items()} for m, keys in unknown.items()}, shapes)
     skipped = {key: why_unused(key) for keys in unknown.values() for key in keys.values()}
@@ -87,17 +85,17 @@ def read_lora(path: str | Path, shapes: Shapes) -> Lora:
     dialects: Counter[str] = Counter()
     for module, keys in modules.items():
         place, where = known[module], f"{path.name}: {module!r}"
-        scale = settings.scale_of(module)
-        adapter = make_adapter(where, {part: tensors[key] for part, key in keys.items()}, scale)
+        parts = {part: tensors[key] for part, key in keys.items()}
+        check_shape = partial(_check_shape, where, place, shapes)
+        adapter = make_adapter(where, parts, settings.scale_of(module), check_shape)
         if adapter is None:
             skipped |= dict.fromkeys(keys.values(), "stands alone, without a low-rank pair")
             continue
-        _check_shape(where, adapter, place, shapes)
-        parts = fit(where, adapter, [shapes[target][0] for target in place.targets], place.swapped)
-        for target, fitted in zip(place.targets, parts, strict=True):
+        fitted = fit(where, adapter, [shapes[target][0] for target in place.targets], place.swapped)
+        for target, own in zip(place.targets, fitted, strict=True):
             if target in adapters:
                 raise LoraError(f"{where} changes {target!r}, which another key already does. Delete one of them.")
-            adapters[target] = fitted
+            adapters[target] = own
         dialects[place.dialect] += len(keys)
     if not adapters:
         raise _no_match(path.name, skipped)
@@ -109,29 +107,36 @@ def read_lora(path: str | Path, shapes: Shapes) -> Lora:
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and notes of the file, its header checked before the library sees it."""
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05") and head[8:9] != b"{":
-            raise LoraError(
-                f"{path.name}: this is a PyTorch pickle, which can run a stranger's code when it is opened; expected "
-                ".safetensors. Convert it with torch.load(..., weights_only=True) and safetensors.torch.save_file, "
-                "or get it as .safetensors."
-            )
-        if sniff(path) == "GGUF":
-            raise LoraError(
-                f"{path.name}: this is a GGUF file, expected .safetensors. Get the LoRA as .safetensors; "
-                "a GGUF of a whole model belongs into Load Kontext Model."
-            )
-        return map_safetensors(path)
+        with explained(path):
+            with path.open("rb") as file:
+                head = file.read(9)
+            if head[:2] in _PICKLES and head[8:] != b"{":
+                raise LoraError(
+                    f"{path.name}: this is a PyTorch pickle, which can run a stranger's code when opened; expected "
+                    ".safetensors. Convert it with torch.load(..., weights_only=True) and safetensors.torch.save_file, "
+                    "or get it as .safetensors."
+                )
+            if sniff(path) == "GGUF":
+                raise LoraError(
+                    f"{path.name}: this is a GGUF file, expected .safetensors. Get the LoRA as .safetensors; "
+                    "a GGUF of a whole model belongs into Load Kontext Model."
+                )
+            return map_safetensors(path)
     except LoraError:
         raise
     except CheckpointError as error:
         raise LoraError(str(error)) from error
-    except OSError as error:
-        raise LoraError(
-            f"{path.name}: the file cannot be read ({error.strerror or error}). It may have been moved or deleted "
-            "since the list was made; press R in ComfyUI to refresh it and choose again."
-        ) from error
+
+
+def _group(file_name: str, keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """{module: {part: key}}; what is no part of a LoRA stands under no module, by its own name."""
+    modules: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in keys:
+        module, part = split_key(key) or ("", key)
+        if part in modules[module]:
+            raise LoraError(f"{file_name}: {key!r} and {modules[module][part]!r} are one part. Delete one of them.")
+        modules[module][part] = key
+    return modules
 
 
 def _check_kind(file_name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -152,23 +157,29 @@ def _check_model(file_name: str, unknown: Mapping[str, Mapping[str, Tensor]], sh
     for module, parts in unknown.items():
         model = None if is_for_text_encoder(module) else other_model(module)
         if model:
-            example, (n_out, n_in) = next(iter(shapes.items()))
+            example = next((name for name in shapes if name.endswith("attn.to_q")), next(iter(shapes)))
             raise LoraError(
-                f"{file_name}: this LoRA was made for another model, by its keys {model}: its {module!r} has parts of "
-                f"{listing(str(list(part.shape)) for part in parts.values())}, and there is no such module in FLUX.1, "
-                f"whose {example!r} is {n_out} x {n_in}. {_CHOOSE}"
+                f"{file_name}: this LoRA was made for another model, {model} by its keys: it has {module!r} "
+                f"({_size(parts)}), which FLUX.1 has not; this model's {example!r} is {by(shapes[example])}. {_CHOOSE}"
             )
 
 
-def _check_shape(where: str, adapter: Adapter, place: Place, shapes: Shapes) -> None:
-    n_in = {shapes[target][1] for target in place.targets}
-    expected = sum(shapes[target][0] for target in place.targets), *n_in
-    if adapter.shape == expected:
+def _size(parts: Mapping[str, Tensor]) -> str:
+    """Of the Linear that unknown parts belong to, as far as they tell."""
+    down, up = parts.get("down"), parts.get("up")
+    if down is None or up is None or min(down.ndim, up.ndim) < 2:
+        return "parts of " + listing(str(list(part.shape)) for part in parts.values())
+    return by((up.shape[0], down.shape[1]))
+
+
+def _check_shape(where: str, place: Place, shapes: Shapes, found: tuple[int, int]) -> None:
+    expected = sum(shapes[target][0] for target in place.targets), shapes[place.targets[0]][1]
+    if found == expected:
         return
-    found = adapter.shape
-    says = f"{where} changes a Linear of {found[0]} x {found[1]}, this model's is {' x '.join(map(str, expected))}"
-    if place.targets == ("x_embedder",) and found[1] in _SIBLINGS:
-        raise LoraError(f"{says} (out x in): it was made for {_SIBLINGS[found[1]]}. {_CHOOSE}")
+    n_in = found[1]
+    says = f"{where} changes a Linear of {by(found)}, this model's is {by(expected)}"
+    if place.targets == ("x_embedder",) and n_in in _SIBLINGS:
+        raise LoraError(f"{says} (out x in): it was made for {_SIBLINGS[n_in]}. {_CHOOSE}")
     raise LoraError(f"{says} (out x in, {listing(place.targets)}): it was made for another model. {_CHOOSE}")
 
 

@@ -49,7 +49,7 @@ class PeftSettings:
             height = rank or self._of(module, "rank_pattern", self.settings.get("r"))
             if not (_is_number(alpha) and _is_number(height) and height > 0):
                 raise LoraError(
-                    f"{self.file_name}: its header says alpha {alpha!r} and rank {height!r}, expected numbers. "
+                    f"{self.file_name}: its header says alpha {alpha!r:.20} and rank {height!r:.20}, expected numbers. "
                     "Save the LoRA again."
                 )
             return alpha / (math.sqrt(height) if self.settings.get("use_rslora") is True else height)

@@ -145,6 +145,7 @@ HOSTILE = {
     "a name twice": (len(TWICE).to_bytes(8, "little") + TWICE + bytes(64), "a name stands twice"),
     "no shape": (table(a={"dtype": "F32", "data_offsets": [0, 64]}), "'a' lacks dtype, shape or data_offsets"),
     "an unknown type": (table(a=place("X9")), "'a' is of the unknown type 'X9'"),
+    "a long name": (table(**{"a" * 1025: place()}), "has a name of 1025 letters, 1024 are allowed"),
     "a negative side": (table(a=place(shape=(-4, -4))), r"'a' has the shape \[-4, -4\]"),
     "a product that overflows": (table(a=place(shape=(1 << 40, 1 << 40))), "'a' of .* bytes lies at 0 to 64"),
     "too few bytes": (table(a=place(shape=(17,))), "'a' of 68 bytes lies at 0 to 64"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kontextkit.engine.checkpoint import check_scales, open_checkpoint
 from kontextkit.engine.errors import CheckpointError
 from kontextkit.engine.flux.weights import read_weights
+from kontextkit.engine.lora.read import read_lora
 from kontextkit.engine.quant import block_type
 from kontextkit.engine.quant.blocks import block_types
 from kontextkit.engine.quant.packed import supported_types
@@ -88,13 +89,16 @@ def opened(path):
     return checkpoint, ""
 
 
-@pytest.mark.parametrize("suffix", ["gguf", "safetensors"])
-@settings(
+fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "6000")),
     deadline=None,  # of wall time, which others use too
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+@pytest.mark.parametrize("suffix", ["gguf", "safetensors"])
+@fuzzed
 @given(edits=EDITS)
 def test_any_damage_is_answered(suffix, edits, whole, tmp_path):
     path = tmp_path / f"damaged.{suffix}"
@@ -111,3 +115,42 @@ def test_any_damage_is_answered(suffix, edits, whole, tmp_path):
     for read in (read_weights, read_clip_l, read_t5xxl):
         with pytest.raises(CheckpointError, match=path.name):
             read(checkpoint)
+
+
+LORA_SHAPES = {f"transformer_blocks.0.attn.to_{n}": (6, 4) for n in "qkv"}
+
+
+@pytest.fixture(scope="module")
+def whole_lora(tmp_path_factory):
+    """The bytes of a LoRA file with something of every kind."""
+    tensors = {
+        "transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 4).half(),
+        "transformer_blocks.0.attn.to_q.lora_B.weight": torch.ones(6, 2).half(),
+        "transformer_blocks.0.attn.to_q.dora_scale": torch.ones(6, 1).half(),
+        "transformer_blocks.0.attn.to_q.alpha": torch.tensor(2.0),
+        "lora_unet_transformer_blocks_0_attn_to_k.lokr_w1": torch.ones(3, 2),
+        "lora_unet_transformer_blocks_0_attn_to_k.lokr_w2": torch.ones(2, 2),
+        **{f"transformer_blocks.0.attn.to_v.hada_w{i}_a": torch.ones(6, 2) for i in (1, 2)},
+        **{f"transformer_blocks.0.attn.to_v.hada_w{i}_b": torch.ones(2, 4) for i in (1, 2)},
+    }
+    path = tmp_path_factory.mktemp("whole") / "lora.safetensors"
+    save_file(tensors, path, {"lora_adapter_metadata": '{"r": 2, "lora_alpha": 4, "alpha_pattern": {"to_v": 3}}'})
+    assert len(read_lora(path, LORA_SHAPES).adapters) == 3
+    return path.read_bytes()
+
+
+@fuzzed
+@given(edits=EDITS)
+def test_any_damage_to_a_lora_is_answered(edits, whole_lora, tmp_path):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(damaged(whole_lora, edits))
+    begin = time.thread_time()
+    try:
+        lora, answer = read_lora(path, LORA_SHAPES), path.name
+    except CheckpointError as error:
+        lora, answer = None, str(error)
+    assert time.thread_time() - begin < 2
+    assert answer.startswith(path.name)
+    if lora:
+        assert all(adapter.delta().shape == LORA_SHAPES[name] for name, adapter in lora.adapters.items())
+        assert lora.report().startswith(path.name)

@@ -131,28 +131,49 @@ def test_dora_as_lycoris_and_ai_toolkit_spell_it(spelling, shape, dora, read):
     assert worst_error(read(named), before, after) < LIMIT
 
 
-def test_dora_on_columns_is_what_peft_does_to_the_transposed_weight(read):
-    """OneTrainer's norm runs over rows; peft knows the other one, so it is asked about the transposed Linear."""
-    name = "transformer_blocks.0.attn.to_q"
-    base = torch.nn.Sequential(torch.nn.Linear(128, 128, bias=False))
+def dora_of_one_linear(weight):
+    """({peft's part: tensor}, the new weight) of a random DoRA over a Linear of this weight."""
+    model = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False))
+    model[0].weight.data = weight.clone()
     torch.manual_seed(3)
-    weight = tiny_flux().get_submodule(name).weight.detach()
-    base[0].weight.data = weight.T.contiguous()
-    wrapped = peft.get_peft_model(base, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, target_modules=["0"]))
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, target_modules=["0"])
+    wrapped = peft.get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter + 0.3 * torch.randn(parameter.shape)
     state = {key.split(".", 3)[3]: t.clone() for key, t in peft.get_peft_model_state_dict(wrapped).items()}
-    after = wrapped.merge_and_unload()[0].weight.detach().T
-    ours = read(
-        {
-            f"lora_transformer_{name.replace('.', '_')}.lora_down.weight": state["lora_B.weight"].T,
-            f"lora_transformer_{name.replace('.', '_')}.lora_up.weight": state["lora_A.weight"].T,
-            f"lora_transformer_{name.replace('.', '_')}.dora_scale": state["lora_magnitude_vector"][None],
-            f"lora_transformer_{name.replace('.', '_')}.alpha": torch.tensor(float(ALPHA)),
-        }
-    )
-    assert worst_error(ours, {name: weight}, {name: after}) < LIMIT
+    return state, wrapped.merge_and_unload()[0].weight.detach()
+
+
+def test_dora_on_columns_is_what_peft_does_to_the_transposed_weight(read):
+    """OneTrainer's norm runs over a column, which is a row of the transposed Linear."""
+    name = "transformer_blocks.0.ff.net.2"
+    weight = weights_of(tiny_flux())[name]
+    state, after = dora_of_one_linear(weight.T)
+    stem = f"lora_transformer_{name.replace('.', '_')}"
+    parts = {
+        "lora_down.weight": state["lora_B.weight"].T,
+        "lora_up.weight": state["lora_A.weight"].T,
+        "dora_scale": state["lora_magnitude_vector"][None],
+        "alpha": torch.tensor(float(ALPHA)),
+    }
+    ours = read({f"{stem}.{part}": t for part, t in parts.items()})
+    assert worst_error(ours, {name: weight}, {name: after.T}) < LIMIT
+
+
+def test_dora_over_fused_q_k_v_is_cut_by_rows(read):
+    weights = weights_of(tiny_flux())
+    names = [f"single_transformer_blocks.1.{n}" for n in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+    state, after = dora_of_one_linear(torch.cat([weights[name] for name in names]))
+    parts = {
+        "lora_down.weight": state["lora_A.weight"],
+        "lora_up.weight": state["lora_B.weight"],
+        "dora_scale": state["lora_magnitude_vector"][:, None],
+        "alpha": torch.tensor(float(ALPHA)),
+    }
+    ours = read({f"lora_unet_single_blocks_1_linear1.{part}": t for part, t in parts.items()})
+    after = dict(zip(names, after.split([len(weights[name]) for name in names]), strict=True))
+    assert worst_error(ours, {name: weights[name] for name in names}, after) < LIMIT
 
 
 FACTORED = {
@@ -179,6 +200,13 @@ def test_whole_lokr_factors_take_their_scale_from_peft_s_settings(read):
     before, state, after = merged_by_peft(peft.LoKrConfig(r=1000, alpha=300))
     assert not any("w2_a" in key for key in state)
     ours = read(state, {"lora_adapter_metadata": json.dumps({"r": 1000, "alpha": 300})})
+    assert worst_error(ours, before, after) < LIMIT
+
+
+def test_whole_lokr_factors_have_no_use_for_alpha(read):
+    """AI-Toolkit writes one that is infinite in F16."""
+    before, state, after = merged_by_peft(peft.LoKrConfig(r=1000, alpha=1000))
+    ours = read(respelled(state, "diffusion_model.{}".format, {}, float("inf")))
     assert worst_error(ours, before, after) < LIMIT
 
 

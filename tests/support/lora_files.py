@@ -1,8 +1,6 @@
 """A tiny FLUX with random adapters that peft itself made and merged."""
 
-import peft
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
 WIDTH = 128
@@ -10,6 +8,8 @@ RANK = 4
 
 
 def tiny_flux():
+    from diffusers import FluxTransformer2DModel
+
     torch.manual_seed(0)
     dims = {"joint_attention_dim": 96, "pooled_projection_dim": 64, "guidance_embeds": True}
     model = FluxTransformer2DModel(num_layers=1, num_single_layers=2, num_attention_heads=1, **dims)
@@ -27,6 +27,8 @@ def weights_of(model):
 
 def merged_by_peft(config):
     """(weights before, {peft's key: tensor}, weights after), of `tiny_flux` with a random adapter of this config."""
+    import peft
+
     model = tiny_flux()
     before = weights_of(model)
     config.target_modules = list(before)
@@ -65,3 +67,9 @@ def low_rank(n_out, n_in, rank=RANK, seed=0):
     """(down, up) of random numbers."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rank, n_in, generator=generator), torch.randn(n_out, rank, generator=generator)
+
+
+def pair(stem, n_out=128, n_in=128, rank=4):
+    """A plain LoRA for one Linear."""
+    down, up = low_rank(n_out, n_in, rank)
+    return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
