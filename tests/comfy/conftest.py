@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from flux_files import write_gguf
+from hosted_loras import linears
+from loras import random
 from oracle import Twins, make_twins
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +28,40 @@ def twins_without_guidance(comfyui: Path, tmp_path_factory: pytest.TempPathFacto
 def as_in_a_running_prompt() -> Iterator[None]:
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session")
+def lora_bases(twins, tmp_path_factory):
+    """{qtype: path} of the twins' weights."""
+    packed = write_gguf(tmp_path_factory.mktemp("packed") / "packed.gguf", load_file(twins.path), "Q8_0")
+    return {"F32": twins.path, "Q8_0": packed}
+
+
+@pytest.fixture(params=["F32", "Q8_0"])
+def lora_base(lora_bases, request):
+    """A MODEL to put LoRAs on, of each type in turn."""
+    import comfy.model_management as management
+    from kontextkit.bridge.model import load
+
+    yield load(lora_bases[request.param], "float32", disable_dynamic=True)
+    management.unload_all_models()
+
+
+@pytest.fixture(scope="session")
+def lora_files(lora_bases, tmp_path_factory):
+    """name -> a LoRA file on all Linears, of rank 4 to 6 and scale 0.5."""
+    from kontextkit.bridge.model import load
+
+    folder, layers = tmp_path_factory.mktemp("loras"), linears(load(lora_bases["F32"], "float32"))
+
+    def write(name):
+        seed, tensors = ord(name), {}
+        for i, (linear, layer) in enumerate(layers.items()):
+            rank = 4 + i % 3
+            tensors[f"transformer.{linear}.lora_A.weight"] = random(rank, layer.in_features, seed=seed + i) * 0.05
+            tensors[f"transformer.{linear}.lora_B.weight"] = random(layer.out_features, rank, seed=seed - i) * 0.05
+            tensors[f"transformer.{linear}.alpha"] = torch.tensor(rank / 2)
+        save_file(tensors, folder / f"{name}.safetensors")
+        return folder / f"{name}.safetensors"
+
+    return {name: write(name) for name in "ab"}
