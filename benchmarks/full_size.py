@@ -23,10 +23,9 @@ if "--dynamic" in sys.argv:  # ComfyUI turns it on before torch is imported
     comfy_aimdo.control.init()
 import report
 import torch
-from random_files import FULL, TINY, call, mixed, write_bf16, write_gguf
+from random_files import COMPUTE, full_step, mixed, write_bf16, write_gguf
 
 GB = 1e9
-COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def main() -> None:
@@ -35,17 +34,15 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--dynamic", action="store_true", help="with ComfyUI's dynamic VRAM, as main.py turns it on")
     options = parser.parse_args()
+    report.variant(parser, options, *["dynamic"] * options.dynamic)
     report.import_comfyui()
     if options.dynamic:
         report.turn_on_dynamic_vram()
     report.import_pack()
-    from kontextkit.devtools.flux_shapes import bfl_shapes
-
-    shapes = bfl_shapes(**(TINY if options.tiny else FULL))
-    side = 16 if options.tiny else 128
+    shapes, arguments = full_step(options.tiny)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        bench = Bench(rows, call(side, shapes, COMPUTE), "dynamic." if options.dynamic else "")
+        bench = Bench(rows, arguments, "dynamic." if options.dynamic else "")
         bench.run(Path(folder), shapes)
     report.write(options.out, rows, "full_size.py", *["--dynamic"] * options.dynamic)
 

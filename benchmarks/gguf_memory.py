@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90, help="after which a run counts as failed")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
     options = parser.parse_args()
+    report.variant(parser, options, *["dynamic"] * options.dynamic, *["no_prefetch"] * options.no_prefetch)
     with report.folder(options) as folder, Bench(options, folder) as bench:
         parts = {"caps": bench.caps, "slow_down": bench.slow_down, "load": bench.load}
         for name, part in parts.items():

@@ -18,10 +18,9 @@ from typing import Any
 
 import report
 import torch
-from random_files import FULL, MIXES, TINY, call, mixed, write_bf16, write_gguf
+from random_files import COMPUTE, MIXES, full_step, mixed, write_bf16, write_gguf
 
 GOAL = 1.05
-COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def main() -> None:
@@ -34,10 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
-    from kontextkit.devtools.flux_shapes import bfl_shapes
-
-    shapes = bfl_shapes(**(TINY if options.tiny else FULL))
-    arguments = call(16 if options.tiny else 128, shapes, COMPUTE)
+    shapes, arguments = full_step(options.tiny)
     with report.folder(options) as folder, torch.inference_mode():
         ours, peers = load_all(folder, shapes, options.mixes, options.peer)
         eager = medians({name: lambda m=model: m(**arguments) for name, model in (ours | peers).items()})

@@ -16,8 +16,8 @@ from typing import Any
 
 import report
 import torch
-from gguf_steps import COMPUTE, compiled_step, medians
-from random_files import FULL, MIXES, TINY, call, mixed, write_bf16, write_gguf, write_lora
+from gguf_steps import compiled_step, medians
+from random_files import COMPUTE, MIXES, full_step, mixed, write_bf16, write_gguf, write_lora
 
 GOALS = {"one": 1.05, "two": 1.09}
 RANK = 32
@@ -34,10 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
-    from kontextkit.devtools.flux_shapes import bfl_shapes
-
-    shapes = bfl_shapes(**(TINY if options.tiny else FULL))
-    arguments = call(16 if options.tiny else 128, shapes, COMPUTE)
+    shapes, arguments = full_step(options.tiny)
     rows: list[dict[str, Any]] = []
     with report.folder(options) as folder, torch.inference_mode():
         write_bf16(folder / "bf16.safetensors", shapes)

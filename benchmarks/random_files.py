@@ -21,6 +21,7 @@ MIXES = {  # of FLUX's GGUF files: the type of the blocks' matrices, and of the 
     "Q3_K_M": ("Q3_K", "Q4_K"),
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPUTE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 N_RANDOM = 4096  # blocks drawn for a tensor, then repeated
 
 Shape = tuple[int, ...]
@@ -92,6 +93,14 @@ def write_lora(path: Path, linears: Mapping[str, tuple[int, int]], rank: int, se
         for part, shape in (("lora_A", (rank, n_in)), ("lora_B", (n_out, rank))):
             tensors[f"transformer.{name}.{part}.weight"] = (torch.randn(shape, device=DEVICE) * 0.01).bfloat16().cpu()
     save_file(tensors, path)
+
+
+def full_step(tiny: bool) -> tuple[dict[str, Shape], dict[str, Any]]:
+    """FLUX.1's shapes by BFL's names and a pass at 1024x1024 with such a reference, or those of a tiny model."""
+    from kontextkit.devtools.flux_shapes import bfl_shapes
+
+    shapes = bfl_shapes(**(TINY if tiny else FULL))
+    return shapes, call(16 if tiny else 128, shapes, COMPUTE)
 
 
 def call(side: int, shapes: Mapping[str, Shape], dtype: torch.dtype) -> dict[str, Any]:

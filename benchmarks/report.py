@@ -60,6 +60,12 @@ def parser(page: str | None, result: str) -> argparse.ArgumentParser:
     return options
 
 
+def variant(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> None:
+    """A variant's result lies beside the usual one, under its own name, unless --out says otherwise."""
+    if names and options.out == parser.get_default("out"):
+        options.out = options.out.with_stem("_".join((options.out.stem, *names)))
+
+
 @contextmanager
 def folder(options: argparse.Namespace) -> Iterator[Path]:
     """Where large files lie: --folder, which keeps them for the next script, or one that goes with the run."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -27,6 +26,7 @@ from ..engine.lora.stack import LoraStack
 from ..engine.quant import QuantLinear
 from .model import KontextModel
 from .notes import show
+from .patcher import patcher_class
 
 KEY = "kontextkit.lora"
 STRONGEST = 10.0
@@ -167,10 +167,12 @@ _stacks = _Stacks()
 
 
 def _make_patcher(loras: list[Lora], dtype: torch.dtype, disable_dynamic: bool = False) -> Any:
-    """disable_dynamic: for ComfyUI, which asks for a patcher without dynamic VRAM in this way."""
+    """disable_dynamic: see `patcher_class`."""
     stack = LoraStack([lora.adapters for lora in loras], dtype, HostedFactors)
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    management = comfy.model_management
-    patcher = patcher_class(stack, management.get_torch_device(), management.unet_offload_device())
+    load_device, offload_device = (
+        comfy.model_management.get_torch_device(),
+        comfy.model_management.unet_offload_device(),
+    )
+    patcher = patcher_class(load_device, disable_dynamic)(stack, load_device, offload_device)
     patcher.cached_patcher_init = (_make_patcher, (loras, dtype))
     return patcher

@@ -20,9 +20,13 @@ def make_patcher(
     model: Any, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
 ) -> Any:
     """A ModelPatcher of the kind that ComfyUI itself would take for the device."""
+    return _kontext_patcher(patcher_class(load_device, disable_dynamic))(model, load_device, offload_device)
+
+
+def patcher_class(load_device: torch.device, disable_dynamic: bool) -> Any:
+    """disable_dynamic: for ComfyUI, which asks for a patcher without dynamic VRAM in this way."""
     plain = disable_dynamic or comfy.model_management.is_device_cpu(load_device)
-    base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
-    return _kontext_patcher(base)(model, load_device, offload_device)
+    return comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
 
 
 @cache

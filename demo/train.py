@@ -1,6 +1,6 @@
 """Makes the demo model anew.
 
-    python demo/train.py FOLDER             one card; about half an hour on an H200
+    python demo/train.py FOLDER             one card
     torchrun --nproc-per-node N demo/train.py FOLDER
     python demo/train.py FOLDER --start demo   goes on from the exported files in demo/
     python demo/train.py FOLDER --smoke     a few steps of a tiny model, to try the script

@@ -1,12 +1,11 @@
 """Our MODEL with LoRAs on it."""
 
-from kontextkit.engine.quant import QuantLinear
+import loras
 
 
 def linears(model):
     """{diffusers name: Linear} of a MODEL."""
-    transformer = model.model.diffusion_model.transformer
-    return {name: layer for name, layer in transformer.named_modules() if isinstance(layer, QuantLinear)}
+    return loras.linears(model.model.diffusion_model.transformer)
 
 
 def with_lora(model, path, strength=1.0):

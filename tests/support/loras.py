@@ -6,6 +6,7 @@ from kontextkit.engine.lora.adapters import ColumnDoRA, Kronecker, LowRank
 from kontextkit.engine.lora.branch import attached
 from kontextkit.engine.lora.stack import LoraStack
 from kontextkit.engine.quant import QuantLinear
+from lora_files import new_weight
 
 CPU = torch.device("cpu")
 
@@ -46,12 +47,7 @@ def cut_kronecker(layer, seed=1):
 
 def merged(weight, adapter, strength):
     """As ComfyUI merges: W + strength * (W' - W)."""
-    new = weight + adapter.delta()
-    if isinstance(adapter, ColumnDoRA):
-        new = new * (adapter.magnitude / new.norm(dim=0))
-    elif isinstance(adapter, LowRank) and adapter.magnitude is not None:
-        new = new * (adapter.magnitude / new.norm(dim=1))[:, None]
-    return weight + strength * (new - weight)
+    return weight + strength * (new_weight(weight, adapter) - weight)
 
 
 def velocity(transformer, hooks=None):
