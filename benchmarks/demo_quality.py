@@ -66,8 +66,7 @@ class Quality:
 
         for kind, edits in self.few.items():
             right, references = held_out.truth(edits, (256, 256))
-            vae = self.editor.vae
-            back = vae.decode(vae.encode(right.movedim(1, -1))).movedim(-1, 1).float().clamp(0, 1)
+            back = self.editor.decode(self.editor.vae.encode(right.movedim(1, -1)))
             verdict = judge(references[0], right, back)
             by_kind[kind] = verdict.success.tolist(), verdict.ssim.tolist()
         self.summarize("autoencoder", by_kind)

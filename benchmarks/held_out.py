@@ -16,6 +16,7 @@ SHARES = {  # of every thousand edits; one reference, two, three
     "combine three": 100,
 }
 Size = tuple[int, int]  # height and width in pixels
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Editor:
         from kontextkit.bridge.demo import load_demo
 
         self.model, self.clip, self.vae = load_demo(precision)
-        self.at_once = at_once or (50 if torch.cuda.is_available() else 4)
+        self.at_once = at_once or (50 if DEVICE == "cuda" else 4)
 
     def judge(self, edits: Sequence[Any], settings: Settings) -> tuple[list[bool], list[float], Tensor]:
         """Success and SSIM to the right picture of each edit, and the pictures (n, 3, H, W)."""
@@ -83,7 +84,11 @@ class Editor:
             start = {"samples": latents[0], "noise_mask": change_mask(references[0], right)}
         how = (settings.steps, 1.0, "euler", "simple")
         (made,) = nodes.common_ksampler(self.model, seed, *how, positive, self.encode([""]), start)
-        return self.vae.decode(made["samples"]).movedim(-1, 1).float().clamp(0, 1)
+        return self.decode(made["samples"])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in 0-1."""
+        return self.vae.decode(latents).movedim(-1, 1).float().clamp(0, 1).to(DEVICE)
 
     def encode(self, prompts: Sequence[str]) -> list[list[Any]]:
         """One conditioning for all prompts, as CLIPTextEncode makes it for one."""
@@ -97,7 +102,7 @@ def truth(edits: Sequence[Any], size: Size) -> tuple[Tensor, list[Tensor]]:
     from kontextkit.demo.training.draw import draw
 
     columns = zip(*((edit.result, *edit.references) for edit in edits), strict=True)
-    right, *references = [(draw(scenes, *size) * 255).round() / 255 for scenes in columns]
+    right, *references = [(draw(scenes, *size, DEVICE) * 255).round() / 255 for scenes in columns]
     return right, references
 
 

@@ -55,14 +55,14 @@ def judge(before: Tensor, right: Tensor, result: Tensor) -> Verdict:
     side = min(right.shape[-2:])
     likeness = ssim(right, result)
     before, right, result = (_blur(picture, round(BLUR * side)) for picture in (before, right, result))
-    should = _changed(before, right)  # (B, H, W)
-    did = _changed(before, result)
+    wrong = _changed(right, result, WRONG)  # (B, H, W)
+    should = _changed(before, right)
+    did = torch.where(wrong, _changed(before, result), should)  # a right pixel did what it should, however faint
     overlap = (should & did).sum((1, 2)) / (should | did).sum((1, 2)).clamp(min=1)
     shift = (_middle(should) - _middle(did)).norm(dim=1) / side
     area = should[:, None].float()
     n_pixels = area.sum((2, 3)).clamp(min=1)  # (B, 1)
     color_error = (((result - right) * area).sum((2, 3)) / n_pixels).abs().amax(dim=1)
-    wrong = _changed(right, result, WRONG)
     wrong_inside = (wrong & should).sum((1, 2)) / n_pixels[:, 0]
     share = wrong.float().mean((1, 2))
     return Verdict(overlap, shift, color_error, wrong_inside, share, likeness)

@@ -25,12 +25,12 @@ class Recipe:
     autoencoder_batch: int = 18
     autoencoder_rate: float = 6e-4
     # the transformer's lessons
-    rate: float = 1.2e-3
-    n_main: int = 60000  # edits of pictures of that side
-    n_other: int = 2000  # edits of each other size
+    rate: float = 6e-4
+    n_main: int = 40000  # edits of pictures of that side
+    n_other: int = 1000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
-    edit_steps: int = 13500
-    guidance_steps: int = 800
+    edit_steps: int = 8000
+    guidance_steps: int = 400
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0
     dropped_prompts: float = 0.1

@@ -116,12 +116,10 @@ def test_dynamic_vram_is_asked_for_each_block_in_turn(model, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_streamed_weights_are_pinned_and_no_step_waits_for_the_host(model):
+def test_no_step_waits_for_the_host_where_weights_stream(model):
     """A wait would end the overlap of the copies with the arithmetic."""
     model.load(torch.device(DEVICE), lowvram_model_memory=int(0.3 * model.model_size()))
-    streamed = [m.weight for m in model.model.modules() if getattr(m, "comfy_cast_weights", False)]
-    assert streamed
-    assert all(weight.is_pinned() for weight in streamed)
+    assert 0 < model.loaded_size() < model.model_size()
     with torch.inference_mode():
         call = inputs(references=[(8, 6)])
         model.model.diffusion_model(**call)
