@@ -15,7 +15,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 if sys.version_info < (3, 10):  # noqa: UP036 - whoever reads this message has not installed the package
     sys.exit(f"dev.py needs Python 3.10 or newer, this is {sys.version.split()[0]}")
@@ -39,31 +43,53 @@ def main() -> int:
     python, comfyui = prepare(options.comfyui or NEWEST)
     base = ROOT / ".dev" / "base"
     extra = ["--serve", str(options.port)] if options.command == "serve" else []
-    return run(python, "devtools.demo", "--comfyui", str(comfyui), "--base", str(base), *extra)
+    with running(python, "devtools.demo", "--comfyui", str(comfyui), "--base", str(base), *extra) as process:
+        return process.wait()
 
 
 def test(versions: list[str], pytest_arguments: list[str]) -> int:
-    """All tests on each version; with $COMFYUI_PATH on that one alone."""
-    statuses = []
-    for version in versions[:1] if os.environ.get("COMFYUI_PATH") else versions:
-        python, comfyui = prepare(version)
-        prepare_browser(python)
-        say(f"testing on {comfyui.name}")
-        environment = {"COMFYUI_PATH": str(comfyui), "CHROMIUM": find_browser() or ""}
-        statuses.append(run(python, "pytest", *pytest_arguments, environment=environment))
-    return max(statuses)
+    """All tests on each version, side by side; with $COMFYUI_PATH on that one alone."""
+    ready = [prepare(version) for version in (versions[:1] if os.environ.get("COMFYUI_PATH") else versions)]
+    n_threads = max(1, (os.cpu_count() or 1) // len(ready))  # threads of two processes that wait for cores wait long
+    with ExitStack() as stack:
+        started = []
+        for python, comfyui in ready:
+            prepare_browser(python)
+            output = stack.enter_context(tempfile.TemporaryFile()) if started else None
+            say(f"testing on {comfyui.name}" + (" too; its words follow" if started else ""))
+            environment = {"COMFYUI_PATH": str(comfyui), "CHROMIUM": find_browser() or ""}
+            environment["OMP_NUM_THREADS"] = str(n_threads)
+            process = stack.enter_context(
+                running(python, "pytest", *pytest_arguments, environment=environment, output=output)
+            )
+            started.append((comfyui.name, process, output))
+        for name, process, output in started:
+            process.wait()
+            if output:
+                say(f"tests on {name}")
+                output.seek(0)
+                sys.stdout.buffer.write(output.read())
+                sys.stdout.flush()
+        return max(abs(process.returncode) for _, process, _ in started)  # negative where a signal ended it
 
 
-def run(python: Path, module: str, *arguments: str, environment: dict[str, str] | None = None) -> int:
-    """A module in the environment, from the checkout's root; its exit status."""
+@contextmanager
+def running(
+    python: Path,
+    module: str,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    output: IO[bytes] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A module in the environment, from the checkout's root; told to end where it still runs at the end."""
     command = [str(python), "-m", module, *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | (environment or {}))
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | (environment or {}), stdout=output, stderr=output)
     try:
-        return process.wait()
-    finally:  # it stops its own ComfyUI first
+        yield process
+    finally:
         if process.poll() is None:
             process.terminate()
-            process.wait()
+            process.wait()  # it stops its own ComfyUI first
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ class Recipe:
     pictures: int = 12000
     autoencoder_steps: int = 4600
     autoencoder_batch: int = 18
-    autoencoder_rate: float = 6e-4
+    autoencoder_rate: float = 8e-4
     # the transformer's lessons
-    rate: float = 6e-4
-    n_main: int = 40000  # edits of pictures of that side
+    rate: float = 8e-4
+    n_main: int = 60000  # edits of pictures of that side
     n_other: int = 1000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
-    edit_steps: int = 8000
-    guidance_steps: int = 400
+    edit_steps: int = 13500
+    guidance_steps: int = 600
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0
     dropped_prompts: float = 0.1
