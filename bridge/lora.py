@@ -116,10 +116,11 @@ def tell(lora: Lora, strength: float, profile: Profile, why: str) -> str:
         lines.append("Strength 0: the model is as it was.")
     elif strength != profile.strength and profile.name != "none":
         lines.append(f"Strength {strength:g}; {profile.name} was made for {profile.strength:g}.")
+    what, matched, *skipped = lora.report().splitlines()
     running = get_executing_context()
     if running:
-        show("\n".join(lines), running.node_id)
-    return "\n".join([*lines, lora.report()])
+        show("\n".join([*lines, matched]), running.node_id)
+    return "\n".join([*lines, what, matched, *skipped])
 
 
 def bring_along(prepare: Callable[..., Any], patcher: Any, *rest: Any, **more: Any) -> Any:

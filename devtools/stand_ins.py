@@ -1,6 +1,7 @@
 """The demo model in the place of the large files that the bundled workflows name, so that every workflow runs anywhere.
 
-The transformer lies under the name of the large one; text encoders and VAE come from one KontextLoadDemo node.
+The transformer lies under the name of the large one, as does a LoRA of small random numbers; text encoders and VAE come
+from one KontextLoadDemo node.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import copy
 import filecmp
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TRANSFORMER = "diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors"
+LORA = "loras/FLUX.1-Turbo-Alpha.safetensors"
+RANK = 4  # of the stand-in
 DEMO_TRANSFORMER = ROOT / "demo" / "kontext_demo_bf16.safetensors"
 PROMPT = "make the circle blue"  # in words that the demo model knows
 SIDE = 256  # pixels, where FluxKontextImageScale would make a megapixel
@@ -23,14 +27,39 @@ _SCALE = {"upscale_method": "area", "width": SIDE, "height": SIDE, "crop": "cent
 
 
 def write_stand_ins(models: Path) -> None:
-    """Copy the demo's transformer below the models folder, unless the very same file is there."""
+    """Below the models folder: the demo's transformer, unless the very same file is there, and a LoRA."""
     path = models / TRANSFORMER
-    if path.exists() and filecmp.cmp(path, DEMO_TRANSFORMER, shallow=False):
-        return
+    if not (path.exists() and filecmp.cmp(path, DEMO_TRANSFORMER, shallow=False)):
+        _write(path, lambda unfinished: shutil.copyfile(DEMO_TRANSFORMER, unfinished))
+    if not (models / LORA).exists():
+        _write(models / LORA, _write_lora)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file that is there only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    shutil.copyfile(DEMO_TRANSFORMER, unfinished)
+    write(unfinished)
     unfinished.replace(path)
+
+
+def _write_lora(path: Path) -> None:
+    """Small random factors for every Linear of the demo's blocks."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    factors = {}
+    with safe_open(str(DEMO_TRANSFORMER), "pt") as file:
+        for name in file.keys():  # noqa: SIM118  no dictionary
+            shape = file.get_slice(name).get_shape()
+            if "_blocks." in name and len(shape) == 2:
+                n_out, n_in = shape
+                for part, size in (("lora_A", (RANK, n_in)), ("lora_B", (n_out, RANK))):
+                    key = f"diffusion_model.{name.removesuffix('weight')}{part}.weight"
+                    factors[key] = torch.randn(size, generator=generator) * 0.01
+    save_file(factors, str(path))
 
 
 def api_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> dict[str, Any]:
@@ -44,7 +73,7 @@ def api_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> di
         for key, value in inputs.items():
             if isinstance(value, list) and value[0] in moved:
                 inputs[key] = ["demo", moved[value[0]]]
-        if "steps" in inputs and steps:
+        if isinstance(inputs.get("steps"), int) and steps:  # a link stays
             inputs["steps"] = steps
         if moved and node["class_type"] == "CLIPTextEncode":
             inputs["text"] = PROMPT

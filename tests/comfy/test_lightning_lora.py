@@ -154,9 +154,10 @@ def test_a_server_samples_with_it_for_as_many_steps_and_shows_what_it_found(serv
     ((node, text),) = notes(server, workflow(), lambda step, n_steps: steps.append((step, n_steps)))
     assert (8, 8) in steps
     assert node == "5"
-    warning, profile = text.splitlines()
+    warning, profile, matched = text.splitlines()
     assert warning.startswith("Warning: only 69%")
     assert profile.startswith("8 steps, guidance 2.5: profile FLUX.1-Turbo-Alpha")
+    assert "keys matched (69%" in matched
 
 
 def test_a_server_refuses_a_strength_of_a_thousand_million_and_goes_on(server, loras):

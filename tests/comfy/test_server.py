@@ -22,7 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows" / "api"
 EDIT = json.loads((WORKFLOWS / "kontext_edit.json").read_text())
 DEMO = json.loads((WORKFLOWS / "kontext_demo.json").read_text())
-SIZES = {"kontext_demo.json": [(256, 256), (256, 256), (520, 256)], "kontext_edit.json": [(256, 256)]}
+SIZES = {  # of the pictures of each workflow
+    "kontext_demo.json": [(256, 256), (256, 256), (520, 256)],
+    "kontext_edit.json": [(256, 256)],
+    "kontext_lightning.json": [(256, 256)],
+}
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
 
@@ -54,7 +58,7 @@ def test_a_bundled_workflow_paints_its_pictures(server, name):
     ]
     assert [(picture.format, picture.size) for picture in pictures] == [("PNG", size) for size in SIZES[name]]
     assert all(np.asarray(picture).std() > 10 for picture in pictures)
-    assert steps[-1] == 3
+    assert steps[-1] == (8 if "lightning" in name else 3)  # the LoRA says how many
 
 
 def test_the_demo_changes_what_the_prompt_names_and_keeps_the_rest(server):
