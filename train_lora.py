@@ -31,8 +31,14 @@ FILES = {
     "t5xxl": "the text encoder T5-XXL, .gguf or .safetensors",
     "vae": "FLUX.1's autoencoder",
 }
-WHOLE = {"rank": "of the LoRA", "steps": "to train", "batch": "edits a step", "seed": "of all that is random"}
-REAL = {"alpha": "alpha / rank scales the LoRA", "dropout": "share of its inputs left out", "rate": "AdamW's"}
+WHOLE = {
+    "rank": "of the LoRA",
+    "alpha": "alpha / rank scales the LoRA",
+    "steps": "to train",
+    "batch": "edits a step",
+    "seed": "of all that is random",
+}
+REAL = {"dropout": "share of its inputs left out", "rate": "AdamW's"}
 
 
 def main() -> None:

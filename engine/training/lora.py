@@ -32,7 +32,7 @@ class Settings:
     """How a LoRA is trained. rate: AdamW's, reached after a twentieth of the steps, falling to 0 in the last third."""
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.05
     rate: float = 1e-4
     steps: int = 1000

@@ -39,6 +39,6 @@ def _metadata(layers: Mapping[str, object], title: str, settings: Settings, base
         "kontextkit.profile": "none",  # of steps and guidance: those of its base
         "kontextkit.base": base,
         "kontextkit.rank": str(settings.rank),
-        "kontextkit.alpha": f"{settings.alpha:g}",
+        "kontextkit.alpha": str(settings.alpha),
         "kontextkit.steps_trained": str(settings.steps),
     }

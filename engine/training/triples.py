@@ -87,7 +87,8 @@ def _triple(name: str, roles: dict[str, Path], faults: list[str]) -> Triple | No
     sizes: dict[str, tuple[int, int]] = {}
     for path in (*references, roles["result"]):
         try:
-            sizes[path.name] = tuple(read_picture(path).shape[1::-1])
+            height, width, _ = read_picture(path).shape
+            sizes[path.name] = width, height
         except OSError as error:
             faults.append(f"{path.name} cannot be read as a picture ({error})")
     says = ", ".join(f"{file_name} {width}x{height}" for file_name, (width, height) in sizes.items())
