@@ -13,6 +13,10 @@ class LoraError(CheckpointError):
     """The same of a LoRA file."""
 
 
+class TrainingDataError(ValueError):
+    """A folder of edits cannot be trained on; the text names the files, what is wrong and what was expected."""
+
+
 def listing(names: Iterable[str], first: int = 5) -> str:
     """`a, b, c and 12 more`: the first few names and the count of the rest."""
     ordered = list(names)

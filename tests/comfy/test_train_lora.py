@@ -1,0 +1,76 @@
+"""The training command on the demo model, and its LoRA in ComfyUI."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORDS = "add a large red square in the middle"  # of which the demo makes a filled one
+
+
+@pytest.fixture(scope="module")
+def edits(tmp_path_factory):
+    """Three small edits of a new kind: a red frame around the picture."""
+    folder = tmp_path_factory.mktemp("edits")
+    for i, color in enumerate([(35, 71, 204), (43, 153, 61), (245, 245, 242)]):
+        before = Image.new("RGB", (64, 64), color)
+        after = Image.new("RGB", (64, 64), (219, 38, 36))
+        after.paste(before.crop((0, 0, 40, 40)), (12, 12))
+        before.save(folder / f"{i}_ref.png")
+        after.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(WORDS)
+    return folder
+
+
+def command(comfyui, *words):
+    environment = os.environ | {"COMFYUI_PATH": str(comfyui)}
+    line = [sys.executable, str(ROOT / "train_lora.py"), *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
+def test_the_command_teaches_the_demo_a_new_edit(comfyui, edits, tmp_path):
+    from kontextkit.bridge import lora
+    from kontextkit.bridge.model import load
+    from kontextkit.bridge.training import DEMO
+
+    frozen, out = DEMO.read_bytes(), tmp_path / "frame.safetensors"
+    result = command(comfyui, edits, out, "--demo", "--steps", 20, "--rate", 2e-3)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "step 20 of 20" in result.stdout
+    line = next(line for line in result.stdout.splitlines() if "without" in line)
+    numbers = [float(word) for word in line.split("noise:")[1].split() if word[0].isdigit()]
+    assert numbers[1] < 0.7 * numbers[0], line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frame.safetensors", "frame_loss.png"]
+    assert DEMO.read_bytes() == frozen
+    read = lora.read(out, load(DEMO))
+    assert read.matched_share == 1
+    assert not read.skipped
+    assert torch.stack([a.up.abs().max() for a in read.adapters.values()]).min() > 0
+    again = command(comfyui, edits, out, "--demo")
+    assert again.returncode == 1
+    assert "this file is there already" in again.stderr
+
+
+def test_bad_edits_stop_it_before_anything_is_written(comfyui, edits, tmp_path):
+    (tmp_path / "edits").mkdir()
+    (tmp_path / "edits" / "a.txt").write_text("make it red")
+    result = command(comfyui, tmp_path / "edits", tmp_path / "out" / "a.safetensors", "--demo")
+    assert result.returncode == 1
+    assert "a has a.txt but no a_ref.png and no a.png" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["edits"]
+
+
+def test_where_the_lora_may_lie(edits, tmp_path, comfyui):
+    from kontextkit.bridge.training import check_target
+    from kontextkit.engine.errors import TrainingDataError
+
+    with pytest.raises(TrainingDataError, match=r"as \.safetensors"):
+        check_target(tmp_path / "a.pt", edits)
+    with pytest.raises(TrainingDataError, match="folder of the edits"):
+        check_target(edits / "a.safetensors", edits)
