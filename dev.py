@@ -1,7 +1,7 @@
 """Everything a developer of KontextKit runs, in one command; needs only Python 3.10 or newer.
 
 python3 dev.py demo     edit a picture in a real ComfyUI and print where it lies
-python3 dev.py test     run all tests, on the newest and the oldest supported ComfyUI
+python3 dev.py test     run all tests on the newest supported ComfyUI, those that meet ComfyUI on the oldest too
 python3 dev.py serve    start ComfyUI with this pack, for you to try
 
 Words after `test` go to pytest. $COMFYUI_PATH names a ComfyUI of your own, $KONTEXTKIT_CACHE the folder for downloads,
@@ -26,6 +26,8 @@ if sys.version_info < (3, 10):  # noqa: UP036 - whoever reads this message has n
 
 from devtools.environment import NEWEST, OLDEST, RELEASES, ROOT, find_browser, prepare, prepare_browser, say
 
+WITH_COMFYUI = ["tests/comfy", "tests/browser"]
+
 
 def main() -> int:
     """The exit status of what was run."""
@@ -48,7 +50,7 @@ def main() -> int:
 
 
 def test(versions: list[str], pytest_arguments: list[str]) -> int:
-    """All tests on each version, side by side; with $COMFYUI_PATH on that one alone."""
+    """All tests on the first version, beside it those that meet ComfyUI on the others. $COMFYUI_PATH is then alone."""
     ready = [prepare(version) for version in (versions[:1] if os.environ.get("COMFYUI_PATH") else versions)]
     n_threads = max(1, (os.cpu_count() or 1) // len(ready))  # threads of two processes that wait for cores wait long
     with ExitStack() as stack:
@@ -59,9 +61,8 @@ def test(versions: list[str], pytest_arguments: list[str]) -> int:
             say(f"testing on {comfyui.name}" + (" too; its words follow" if started else ""))
             environment = {"COMFYUI_PATH": str(comfyui), "CHROMIUM": find_browser() or ""}
             environment["OMP_NUM_THREADS"] = str(n_threads)
-            process = stack.enter_context(
-                running(python, "pytest", *pytest_arguments, environment=environment, output=output)
-            )
+            chosen = pytest_arguments or (WITH_COMFYUI if started else [])
+            process = stack.enter_context(running(python, "pytest", *chosen, environment=environment, output=output))
             started.append((comfyui.name, process, output))
         for name, process, output in started:
             process.wait()
