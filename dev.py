@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def test(versions: list[str], pytest_arguments: list[str]) -> int:
-    """All tests on the first version, beside it those that meet ComfyUI on the others. $COMFYUI_PATH is then alone."""
+    """All tests on the first version, beside it those that meet it on the others; $COMFYUI_PATH names the only one."""
     ready = [prepare(version) for version in (versions[:1] if os.environ.get("COMFYUI_PATH") else versions)]
     n_threads = max(1, (os.cpu_count() or 1) // len(ready))  # threads of two processes that wait for cores wait long
     with ExitStack() as stack:
