@@ -29,12 +29,12 @@ class Recipe:
     n_main: int = 60000  # edits of pictures of that side
     n_other: int = 1000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
-    edit_steps: int = 13500
-    guidance_steps: int = 600
+    edit_steps: int = 20000
+    guidance_steps: int = 500
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0
     dropped_prompts: float = 0.1
-    tokens: int = 144000  # a batch holds about so many, whatever the size of its pictures
+    tokens: int = 120000  # a batch holds about so many, whatever the size of its pictures
 
 
 SMOKE = Recipe(
