@@ -48,17 +48,17 @@ def main() -> None:
         assert layout
         packed = on_device(matrices, qtype)
         floor = (n_weights / layout.block_size * layout.n_bytes + 2 * n_weights) / speed * 1e3
-        ms = median_ms(lambda p=packed, t=layout: [t.decode(one, torch.bfloat16) for one in p])  # type: ignore[misc]
+        ms = median_ms(replayed(lambda p=packed, t=layout: [t.decode(one, torch.bfloat16) for one in p]))  # type: ignore[misc]
         goal = GOAL if qtype in WITH_GOAL else None
         note = f"{ms:.1f} ms a pass over {n_weights / 1e9:.1f} billion weights, the floor {floor:.1f}"
         rows.append(report.row(f"gguf.{qtype.lower()}.decode_over_floor", ms / floor, "ratio", note, goal))
         if qtype == "Q4_K":
-            plain = median_ms(
+            in_parts = replayed(
                 lambda p=packed, t=layout: [  # type: ignore[misc]
                     t.decode_in_parts(one.view(-1, t.n_bytes), torch.bfloat16, GPU_PART) for one in p
-                ],
-                turns=2,
+                ]
             )
+            plain = median_ms(in_parts, turns=2)
             rows.append(report.row("gguf.q4_k.plain_torch_over_floor", plain / floor, "ratio", f"{plain:.1f} ms"))
     report.write(options.out, rows, "gguf_decode.py")
 
@@ -79,17 +79,25 @@ def copy_speed() -> float:
     return 2 * source.numel() / median_ms(lambda: target.copy_(source)) * 1e3
 
 
+def replayed(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same as one CUDA graph where there is a card."""
+    if not torch.cuda.is_available():
+        return run
+    run()  # Triton compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return results  # the graph's memory
+
+    return replay
+
+
 def median_ms(run: Callable[[], Any], turns: int = 10) -> float:
-    """Of so many runs, each one CUDA graph where there is a card."""
-    if torch.cuda.is_available():
-        run()  # Triton compiles
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = run()
-        run = graph.replay
-    ms = 1e3 * statistics.median(report.in_turns({"": run}, turns, warm_up=2)[""])
-    kept = None  # noqa: F841  the results were the graph's memory
-    return ms
+    """Of so many runs."""
+    return 1e3 * statistics.median(report.in_turns({"": run}, turns, warm_up=2)[""])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ..errors import CheckpointError
 from .muon import Muon
@@ -40,7 +40,8 @@ class Loop:
         """decay_from: share of the steps after which the rate falls linearly to 0. matrices: names of parameters
         that Muon takes; AdamW takes the others."""
         self.model, self.n_steps, self.step = model, n_steps, 0
-        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self.ema_decay = ema_decay
+        self.ema = AveragedModel(model, multi_avg_fn=self._average)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         others = [p for name, p in model.named_parameters() if p.requires_grad and name not in matrices]
         self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.99))]
@@ -90,6 +91,11 @@ class Loop:
         self.ema.update_parameters(self.model)
         self.step += 1
         return value.detach()
+
+    def _average(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+        """Over a tenth of the steps so far at most: of a short run, too, the start is forgotten."""
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
     @property
     def _parts(self) -> dict[str, Any]:

@@ -49,9 +49,10 @@ def test_the_exported_transformer_is_the_trained_one(trained):
         config, weights = read_weights(open_checkpoint(trained / "export" / name))
         assert (config.num_layers, config.num_single_layers) == (SMOKE.n_double, SMOKE.n_single)
         for key, tensor in weights.items():
+            # scales of Q8_0 are F16: below 127 times the smallest of them nothing is told apart
             right = state[f"module.transformer.{key}"].float()
             error = (tensor.decode(torch.float32) - right).abs().max()
-            assert error <= 0.01 * right.abs().max() + 1e-8, key
+            assert error <= 0.01 * right.abs().max() + 5e-6, key
 
 
 def test_bfl_state_undoes_reading(trained):

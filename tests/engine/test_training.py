@@ -152,6 +152,15 @@ def test_the_loop_learns_and_averages():
     assert [line.split(",")[0] for line in reports] == ["step 100 of 200", "step 200 of 200"]
 
 
+def test_the_average_of_a_short_run_forgets_its_start():
+    model = nn.Linear(1, 1, bias=False)
+    start = model.weight.item()
+    loop = Loop(model, 50, 0.01, warmup=1)
+    loop.run(lambda _: model.weight.sum(), report=lambda _: None)
+    went, average = model.weight.item() - start, loop.ema.module.weight.item() - start
+    assert average / went > 0.8
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     _, loop = make_loop()
     loop.save(tmp_path / "c.pt")
