@@ -59,17 +59,17 @@ class Quality:
         spread = f"median {statistics.median(likeness):.4f}, worst {min(likeness):.4f}"
         self.row(f"{prefix}ssim_to_truth", statistics.mean(likeness), "SSIM", spread, goal)
 
-    def ceiling(self) -> None:
+    def ceiling(self, name: str, side: int = 256) -> None:
         """The right pictures through the autoencoder alone."""
         by_kind = {}
         from kontextkit.demo.training.judge import judge
 
         for kind, edits in self.few.items():
-            right, references = held_out.truth(edits, (256, 256))
+            right, references = held_out.truth(edits, (side, side))
             back = self.editor.decode(self.editor.vae.encode(right.movedim(1, -1)))
             verdict = judge(references[0], right, back)
             by_kind[kind] = verdict.success.tolist(), verdict.ssim.tolist()
-        self.summarize("autoencoder", by_kind)
+        self.summarize(name, by_kind)
 
     def everything(self, quick: bool) -> None:
         """The headline, then what it depends on."""
@@ -82,7 +82,7 @@ class Quality:
         one = {kind: value for kind, value in by_kind.items() if not kind.startswith("combine")}
         for name, part in (("one", one), *((k.split()[1], {k: by_kind[k]}) for k in by_kind if k not in one)):
             self.summarize(f"references_{name}", part)
-        self.ceiling()
+        self.ceiling("autoencoder")
         size = sum(path.stat().st_size for path in (report.ROOT / "demo").glob("kontext_demo_*")) / 1e6
         self.row("megabytes", size, "MB", "all files of the model in demo/", 40)
         if quick:
@@ -96,6 +96,7 @@ class Quality:
         self.measure("masked", local, replace(usual, masked=True))
         for side in SIDES:
             self.measure(f"size_{side}", self.few, replace(usual, size=(side, side)))
+            self.ceiling(f"autoencoder_{side}", side)
 
 
 def main() -> None:

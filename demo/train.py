@@ -26,10 +26,11 @@ def main() -> None:
     parser.add_argument("--start", type=Path, metavar="EXPORTED", help="the folder with files to go on from")
     options = parser.parse_args()
     import_pack()
-    from kontextkit.demo.training.recipe import SMOKE, Recipe
+    from kontextkit.demo.training.recipe import GOING_ON, SMOKE, Recipe
     from kontextkit.demo.training.run import Run
 
-    Run(SMOKE if options.smoke else Recipe(), options.folder).all(options.start)
+    recipe = SMOKE if options.smoke else GOING_ON if options.start else Recipe()
+    Run(recipe, options.folder).all(options.start)
 
 
 def import_pack() -> None:

@@ -20,6 +20,7 @@ from .pool import SHARES, Group
 from .recipe import Recipe
 
 Pool = dict[int, Group]
+OTHER_SIZES = 0.3  # share of batches whose pictures are not of the main size
 SHIFT = 1.8  # of training's noise levels towards noise, where an edit is decided
 CHANGE, EDIT_WEIGHT = 0.7, 5.0  # from which difference of a latent channel a place is edited, and how much it counts
 
@@ -64,21 +65,19 @@ class Lessons:
         self.recipe, self.model, self.device, self.rank, self.hooks = recipe, model, device, rank, hooks
 
     def editing(self, main: Pool, others: list[Pool], folder: Path, report: Callable[[str], None]) -> None:
-        """Flow matching on pictures of the main size, every fifth batch of another."""
+        """Flow matching on pictures of the main size and of others."""
         r = self.recipe
         loop = self._loop(r.edit_steps, r.rate, decay_from=0.3)
-        chances = [0.8, *(0.2 / len(others) for _ in others)]
-        self._go(loop, lambda step: self._flow(step, [main, *others], chances), folder, "editing", report)
+        self._go(loop, lambda step: self._flow(step, [main, *others]), folder, "editing", report)
 
     def guidance(self, main: Pool, others: list[Pool], folder: Path, report: Callable[[str], None]) -> None:
         """Classifier-free guidance into the guidance embedding; the model so far is the teacher."""
         r = self.recipe
         teacher = copy.deepcopy(self.model).requires_grad_(False)
         loop = self._loop(r.guidance_steps, r.guidance_rate, decay_from=0.2)
-        chances = [0.8, *(0.2 / len(others) for _ in others)]
 
         def loss(step: int) -> Tensor:
-            return self._guided(step, [main, *others], chances, teacher)
+            return self._guided(step, [main, *others], teacher)
 
         self._go(loop, loss, folder, "guidance", report)
 
@@ -102,14 +101,13 @@ class Lessons:
         loop.run(loss, checkpoint, lambda text: report(f"{name}: {text}"), max(1, loop.n_steps // 25))
         self.model.load_state_dict(loop.ema.module.state_dict())
 
-    def _batch(
-        self, step: int, pools: list[Pool], chances: list[float], n_tokens: int
-    ) -> tuple[Tensor, Tensor, str, torch.Generator]:
+    def _batch(self, step: int, pools: list[Pool], n_tokens: int) -> tuple[Tensor, Tensor, str, torch.Generator]:
         """latents (B, 1 + references, 16, h, w), ids (B, L), a placement method and this step's generator."""
         seed = self.recipe.seed + 1000 * step
         choose = torch.Generator().manual_seed(seed)  # alike on all processes: equal work
         generator = torch.Generator(self.device).manual_seed(seed + 1 + self.rank)
-        pool = pools[int(torch.multinomial(torch.tensor(chances), 1, generator=choose))]
+        chances = torch.tensor([1 - OTHER_SIZES, *(OTHER_SIZES / (len(pools) - 1) for _ in pools[1:])])
+        pool = pools[int(torch.multinomial(chances, 1, generator=choose))]
         n_references = int(torch.multinomial(torch.tensor(list(SHARES.values())), 1, generator=choose))
         group = pool[n_references]
         height, width = group.latents.shape[-2:]
@@ -118,8 +116,8 @@ class Lessons:
         method = "index" if torch.rand((), generator=choose) < 0.25 else "offset"
         return group.latents[chosen], group.ids[chosen], method, generator
 
-    def _flow(self, step: int, pools: list[Pool], chances: list[float]) -> Tensor:
-        latents, ids, method, generator = self._batch(step, pools, chances, self.recipe.tokens)
+    def _flow(self, step: int, pools: list[Pool]) -> Tensor:
+        latents, ids, method, generator = self._batch(step, pools, self.recipe.tokens)
         dropped = torch.rand(len(ids), 1, generator=generator, device=self.device) < self.recipe.dropped_prompts
         ids = ids.masked_fill(dropped, PADDING)
         clean, noise, sigma = self._noisy(latents, generator)
@@ -128,8 +126,8 @@ class Lessons:
             weight = edit_weight(clean, given.references)
             return flow_matching_loss(self.model.transformer, clean, noise, sigma, given, self.hooks, weight)
 
-    def _guided(self, step: int, pools: list[Pool], chances: list[float], teacher: DemoModel) -> Tensor:
-        latents, ids, method, generator = self._batch(step, pools, chances, self.recipe.tokens * 2 // 3)
+    def _guided(self, step: int, pools: list[Pool], teacher: DemoModel) -> Tensor:
+        latents, ids, method, generator = self._batch(step, pools, self.recipe.tokens * 2 // 3)
         clean, noise, sigma = self._noisy(latents, generator)
         x = torch.lerp(clean, noise, sigma[:, None, None, None])
         share = torch.rand(len(ids), generator=generator, device=self.device).square()

@@ -27,15 +27,17 @@ class Recipe:
     # the transformer's lessons
     rate: float = 8e-4
     n_main: int = 60000  # edits of pictures of that side
-    n_other: int = 1000  # edits of each other size
+    n_other: int = 8000  # edits of each other size
     other_sizes: tuple[Size, ...] = ((128, 128), (192, 256), (256, 192), (320, 192), (192, 320), (384, 384), (512, 512))
     edit_steps: int = 20000
-    guidance_steps: int = 500
+    guidance_steps: int = 700
     guidance_rate: float = 4e-4
     most_guidance: float = 10.0
     dropped_prompts: float = 0.1
     tokens: int = 120000  # a batch holds about so many, whatever the size of its pictures
 
+
+GOING_ON = Recipe(seed=20261125, rate=3e-4, n_main=40000, edit_steps=6000)  # from exported weights
 
 SMOKE = Recipe(
     side=64,
