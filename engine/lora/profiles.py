@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from .adapters import LowRank
 from .read import Lora
 
 AUTO = "auto"
-METADATA_KEY = "kontextkit.profile"  # its value names a profile: our own training writes it
+PROFILE = "kontextkit.profile"  # its value names a profile: our own training writes it
+STEPS, GUIDANCE = "kontextkit.sample_steps", "kontextkit.sample_guidance"  # and what it distilled the LoRA for
 TITLES = ("modelspec.title", "ss_output_name", "name")  # where trainers write what they call their LoRA
 N_LINEARS = 504  # of FLUX.1 dev: both known distilled LoRAs adapt every single one
 
@@ -44,9 +46,9 @@ PROFILES = {
 
 def recognise(lora: Lora) -> tuple[Profile, str]:
     """(profile, why), by its metadata, then by rank and keys; the file name is the last hint."""
-    named = lora.metadata.get(METADATA_KEY, "")
+    named = lora.metadata.get(PROFILE, "")
     if named in PROFILES:
-        return PROFILES[named], f"its metadata has {METADATA_KEY} = {named}"
+        return _as_distilled(PROFILES[named], lora.metadata), f"its metadata has {PROFILE} = {named}"
     for key in TITLES:
         if found := _by_words(lora.metadata.get(key, "")):
             return found, f"its metadata has {key} = {lora.metadata[key]}"
@@ -69,6 +71,15 @@ def choose(lora: Lora, name: str) -> tuple[Profile, str]:
     if name not in PROFILES:
         raise ValueError(f"There is no profile {name!r}; choose one of {', '.join([AUTO, *PROFILES])}.")
     return PROFILES[name], "you chose it"
+
+
+def _as_distilled(profile: Profile, metadata: Mapping[str, str]) -> Profile:
+    """With the numbers that our own training wrote, if it did and they can be."""
+    try:
+        steps, guidance = int(metadata[STEPS]), float(metadata[GUIDANCE])
+    except (KeyError, ValueError):
+        return profile
+    return replace(profile, steps=steps, guidance=guidance) if 0 < steps <= 1000 and 0 <= guidance <= 100 else profile
 
 
 def _by_words(text: str) -> Profile | None:

@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from .muon import Muon
 
 Loss = Callable[[int], Tensor]  # step -> loss
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Loop:
@@ -92,7 +93,7 @@ class Loop:
         self.step += 1
         return value.detach()
 
-    def _average(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+    def _average(self, averages: Tensors, values: Tensors, _: Tensor | int) -> None:
         """Over a tenth of the steps so far at most: of a short run, too, the start is forgotten."""
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averages, values, 1 - decay)

@@ -21,7 +21,6 @@ from .flow_matching import Conditions, draw_sigmas, flow_matching_loss
 from .loop import Loop
 
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
-GUIDANCE = 1.0  # at which the guided model's velocity is the data's own
 SHIFT = 1.8  # of noise levels towards noise, where an edit is decided
 LARGE = 10**9  # bytes of weights from which blocks are computed again in the backward pass, to save memory
 MEASURED, LEVELS = 16, (0.3, 0.6, 0.9)  # edits and noise levels at which a LoRA is compared with its base
@@ -29,7 +28,12 @@ MEASURED, LEVELS = 16, (0.3, 0.6, 0.9)  # edits and noise levels at which a LoRA
 
 @dataclass(frozen=True)
 class Settings:
-    """How a LoRA is trained. rate: AdamW's, reached after a twentieth of the steps, falling to 0 in the last third."""
+    """How a LoRA is trained.
+
+    rate: AdamW's, reached after a twentieth of the steps, falling to 0 in the last third. distil: how many of the
+    sampler's steps shall do, 0 to learn the edits themselves. guidance: which the model reads; at 1 the velocity of a
+    model with guidance in it is the data's own.
+    """
 
     rank: int = 8
     alpha: int = 16
@@ -38,14 +42,16 @@ class Settings:
     steps: int = 1000
     batch: int = 1
     seed: int = 0
+    distil: int = 0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number out of range."""
-        least = {"rank": 1, "steps": 1, "batch": 1, "seed": 0}
+        least = {"rank": 1, "steps": 1, "batch": 1, "seed": 0, "distil": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {bound} or more")
-        for name in ("alpha", "rate"):
+        for name in ("alpha", "rate", "guidance"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
         if not 0 <= self.dropout < 1:
@@ -130,6 +136,21 @@ def lora_layers(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor, float
 
 
 @contextmanager
+def without_lora(transformer: nn.Module) -> Iterator[None]:
+    """The model as it was before `attach`."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """torch's own random numbers (dropout, first values) from a seed; afterwards as if nothing had been drawn."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -157,6 +178,7 @@ class LoraTraining:
             decay_from=2 / 3,
             ema_decay=0.0,  # the last weights: the falling rate averages already
         )
+        self.levels = torch.tensor(LEVELS)  # where the loss is compared before and after
         self.groups: dict[tuple[torch.Size, torch.Size], list[Example]] = defaultdict(list)
         for example in examples:
             self.groups[example.latents.shape, example.context.shape].append(example)
@@ -187,7 +209,7 @@ class LoraTraining:
         losses = []
         for example in self.examples[:MEASURED]:
             noise = torch.randn(example.latents[:1].shape, generator=generator)
-            losses += [self._flow([example], noise, torch.tensor([sigma])).item() for sigma in LEVELS]
+            losses += [self._flow([example], noise, sigma).item() for sigma in self.levels.split(1)]
         return sum(losses) / len(losses)
 
     def _loss(self, step: int) -> Tensor:
@@ -200,7 +222,7 @@ class LoraTraining:
         chosen = torch.randint(len(group), (self.settings.batch,), generator=generator)
         batch = [group[i] for i in chosen]
         noise = torch.randn(len(batch), *batch[0].latents.shape[1:], generator=generator)
-        sigma = draw_sigmas(len(batch), generator, SHIFT)
+        sigma = self._draw(len(batch), generator)
         with seeded(seed, self.device):
             loss = self._flow(batch, noise, sigma)
         self.losses.append(loss.item())
@@ -218,6 +240,15 @@ class LoraTraining:
                 sigma,
             )
         )
-        given = Conditions(context, pooled, torch.full_like(sigma, GUIDANCE), list(latents[:, 1:].unbind(1)))
+        guidance = torch.full_like(sigma, self.settings.guidance)
+        given = Conditions(context, pooled, guidance, list(latents[:, 1:].unbind(1)))
         with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
-            return flow_matching_loss(self.transformer, latents[:, 0], noise, sigma, given, self.hooks)
+            return self._error(latents[:, 0], noise, sigma, given)
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n noise levels."""
+        return draw_sigmas(n, generator, SHIFT)
+
+    def _error(self, clean: Tensor, noise: Tensor, sigma: Tensor, given: Conditions) -> Tensor:
+        """The loss of a batch (B, C, H, W), sigma (B,)."""
+        return flow_matching_loss(self.transformer, clean, noise, sigma, given, self.hooks)

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
+from ..lora.profiles import GUIDANCE, PROFILE, STEPS
 from .lora import Settings, lora_layers
 
 PREFIX = "transformer."  # of diffusers' pipelines
@@ -36,9 +37,16 @@ def _metadata(layers: Mapping[str, object], title: str, settings: Settings, base
         "format": "pt",
         "lora_adapter_metadata": json.dumps({f"{PREFIX}{key}": value for key, value in peft.items()}),
         "modelspec.title": title,
-        "kontextkit.profile": "none",  # of steps and guidance: those of its base
+        **_profile(settings),
         "kontextkit.base": base,
         "kontextkit.rank": str(settings.rank),
         "kontextkit.alpha": str(settings.alpha),
         "kontextkit.steps_trained": str(settings.steps),
     }
+
+
+def _profile(settings: Settings) -> dict[str, str]:
+    """What our loader tells the sampler: of an ordinary LoRA, the steps and guidance of its base."""
+    if not settings.distil:
+        return {PROFILE: "none"}
+    return {PROFILE: "lightning", STEPS: str(settings.distil), GUIDANCE: str(settings.guidance)}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kontextkit.engine.lora.adapters import LowRank
-from kontextkit.engine.lora.profiles import METADATA_KEY, N_LINEARS, PROFILES, choose, recognise
+from kontextkit.engine.lora.profiles import GUIDANCE, N_LINEARS, PROFILE, PROFILES, STEPS, choose, recognise
 from kontextkit.engine.lora.read import Lora
 
 
@@ -67,11 +67,27 @@ def test_a_file_name_is_the_last_hint(file_name, expected):
 
 
 def test_metadata_comes_before_everything_else():
-    ours = lora("Turbo-Alpha.safetensors", 64, N_LINEARS, metadata={METADATA_KEY: "demo-lightning"})
+    ours = lora("Turbo-Alpha.safetensors", 64, N_LINEARS, metadata={PROFILE: "demo-lightning"})
     assert recognise(ours) == (PROFILES["demo-lightning"], "its metadata has kontextkit.profile = demo-lightning")
     titled = lora("a.safetensors", metadata={"modelspec.title": "FLUX.1-Turbo-Alpha"})
     assert recognise(titled) == (PROFILES[TURBO], "its metadata has modelspec.title = FLUX.1-Turbo-Alpha")
-    assert taken_for("a.safetensors", metadata={METADATA_KEY: "from the future"}) == "none"
+    assert taken_for("a.safetensors", metadata={PROFILE: "from the future"}) == "none"
+
+
+@pytest.mark.parametrize(
+    ("steps", "guidance", "expected"),
+    [
+        ("4", "1.5", (4, 1.5)),
+        ("4", "nan", (8, 1.8)),
+        ("0", "1", (8, 1.8)),
+        ("many", "1", (8, 1.8)),
+        (None, "1", (8, 1.8)),
+    ],
+)
+def test_a_lora_that_we_distilled_says_for_how_many_steps(steps, guidance, expected):
+    numbers = {STEPS: steps, GUIDANCE: guidance} if steps else {GUIDANCE: guidance}
+    profile, _ = recognise(lora("a.safetensors", metadata={PROFILE: "lightning"} | numbers))
+    assert (profile.name, profile.steps, profile.guidance) == ("lightning", *expected)
 
 
 def test_a_chosen_profile_is_taken_and_an_unknown_one_refused():
