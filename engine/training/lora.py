@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ..errors import listing
@@ -23,6 +24,8 @@ from .loop import Loop
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 SHIFT = 1.8  # of noise levels towards noise, where an edit is decided
 LARGE = 10**9  # bytes of weights from which blocks are computed again in the backward pass, to save memory
+# cuDNN's is not among them: its backward pass crashed in torch 2.11
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 MEASURED, LEVELS = 16, (0.3, 0.6, 0.9)  # edits and noise levels at which a LoRA is compared with its base
 
 
@@ -197,7 +200,8 @@ class LoraTraining:
             report(f"going on from step {self.loop.step}")
         self.transformer.train()
         try:
-            self.loop.run(self._loss, checkpoint, report, report_every=max(1, self.settings.steps // 20))
+            with sdpa_kernel(KERNELS):
+                self.loop.run(self._loss, checkpoint, report, report_every=max(1, self.settings.steps // 20))
         finally:
             self.transformer.eval()
 
