@@ -166,26 +166,43 @@ class LoraTraining:
         """Of every step so far."""
         return self.adapters.losses
 
-    def run(self, checkpoint: Path, report: Callable[[str], None]) -> None:
+    def run(
+        self, checkpoint: Path, report: Callable[[str], None], progress: Callable[[int], None] = lambda step: None
+    ) -> None:
         """Trains to the end, from the checkpoint where there is one.
 
-        Raises CheckpointError for one of another training, FloatingPointError where the loss is no number any more.
+        progress: called before every step with the number of those done; where it raises, the checkpoint is written
+        first. Raises CheckpointError for one of another training, FloatingPointError where the loss is no number any
+        more.
         """
+
+        def loss(step: int) -> Tensor:
+            try:
+                progress(step)
+            except BaseException:
+                self.loop.save(checkpoint)
+                raise
+            return self._loss(step)
+
         if self.loop.resume(checkpoint):
             report(f"going on from step {self.loop.step}")
         self.transformer.train()
         try:
-            self.loop.run(self._loss, checkpoint, report, report_every=max(1, self.settings.steps // 20))
+            self.loop.run(loss, checkpoint, report, report_every=max(1, self.settings.steps // 20))
         finally:
             self.transformer.eval()
 
     @torch.no_grad()
-    def measure(self) -> float:
-        """The mean loss on some of the edits at noise that is always the same: to compare before and after."""
+    def measure(self, progress: Callable[[], None] = lambda: None) -> float:
+        """The mean loss on some of the edits at noise that is always the same: to compare before and after.
+
+        progress: called before every edit.
+        """
         self.transformer.eval()
         generator = torch.Generator().manual_seed(self.settings.seed)
         losses = []
         for example in self.examples[:MEASURED]:
+            progress()
             noise = torch.randn(example.latents[:1].shape, generator=generator)
             losses += [self._flow([example], noise, torch.tensor([sigma])).item() for sigma in LEVELS]
         return sum(losses) / len(losses)
