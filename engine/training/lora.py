@@ -180,7 +180,8 @@ class LoraTraining:
             try:
                 progress(step)
             except BaseException:
-                self.loop.save(checkpoint)
+                if step:
+                    self.loop.save(checkpoint)
                 raise
             return self._loss(step)
 

@@ -76,7 +76,7 @@ def test_it_trains_and_the_loader_reads_every_key(trained, loras):
     assert "step 6 of 6" in said(trained)[-2]
     before, after = (float(part.split()[0]) for part in said(trained)[-1].split("noise: ")[1].split(", "))
     assert after < before
-    assert "(100%)" in said(trained, "3")[0]
+    assert "128 of 128 keys matched" in said(trained, "3")[0]
     assert files(loras, "frame") == ["frame.safetensors", "frame_loss.png"]
     with safe_open(loras / "frame.safetensors", "pt") as file:
         assert file.metadata()["kontextkit.rank"] == "4"
@@ -94,11 +94,10 @@ def test_it_is_kept_while_nothing_changes_and_never_overwritten(server, trained,
     assert "nothing to do" in said(notes(server, again))[-1]
     instruction = folder / "0.txt"
     words = instruction.read_text()
-    for change, back in ((lambda: instruction.write_text("add a frame"), lambda: instruction.write_text(words)),):
-        change()
-        with pytest.raises(PromptError, match="this file is there already"):
-            server.run(again)
-        back()
+    instruction.write_text("add a frame")
+    with pytest.raises(PromptError, match="this file is there already"):
+        server.run(again)
+    instruction.write_text(words)
     with pytest.raises(PromptError, match="this file is there already"):
         server.run(workflow("frames", "frame", steps=7))
     assert (loras / "frame.safetensors").read_bytes() == written
@@ -106,17 +105,17 @@ def test_it_is_kept_while_nothing_changes_and_never_overwritten(server, trained,
 
 def test_a_cancelled_training_goes_on_where_it_was(server, trained, folder, loras):
     def cancel(_node, step, steps):
-        if steps == 40 and step >= 5:
+        if steps == 24 and step >= 5:
             requests.post(f"{server.url}/interrupt", timeout=30)
 
-    long = workflow("frames", "long", steps=40)
+    long = workflow("frames", "long", steps=24)
     with pytest.raises(PromptError, match="interrupted"):
         server.run(long, cancel)
     assert files(loras, "long") == ["long.checkpoint", "long_loss.png"]
     (going_on,) = [text for text in said(notes(server, long)) if "going on" in text]
-    assert 5 <= int(going_on.split()[-1]) < 40
+    assert 5 <= int(going_on.split()[-1]) < 24
     assert files(loras, "long") == ["long.safetensors", "long_loss.png"]
-    notes(server, workflow("frames", "whole", steps=40))
+    notes(server, workflow("frames", "whole", steps=24))
     whole, parts = (load_file(loras / f"{name}.safetensors") for name in ("whole", "long"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -176,14 +175,28 @@ def test_clip_and_vae_of_another_model_are_refused(training, edits):
     clip, vae = training.demo_encoders()
     config = SimpleNamespace(joint_attention_dim=4096, pooled_projection_dim=768)
     triples = training.find_triples(edits)
-    with pytest.raises(TrainingDataError, match=r"CLIP gives states of widths \(256, 256\), the model needs \(4096, 768"):
+    with pytest.raises(
+        TrainingDataError, match=r"CLIP gives states of widths \(256, 256\), the model needs \(4096, 768"
+    ):
         training.encode(triples, clip, vae, config)
     config = SimpleNamespace(joint_attention_dim=256, pooled_projection_dim=256)
     other = SimpleNamespace(encode=lambda pictures: torch.zeros(2, 4, 8, 8))
-    with pytest.raises(TrainingDataError, match=r"VAE gives latents of shape \(4, 8, 8\), the model needs \(16, 8, 8\)"):
+    with pytest.raises(
+        TrainingDataError, match=r"VAE gives latents of shape \(4, 8, 8\), the model needs \(16, 8, 8\)"
+    ):
         training.encode(triples, clip, other, config)
 
 
+@pytest.mark.usefixtures("as_in_a_running_prompt")
+def test_weights_and_edits_are_none_of_inference_mode(training, edits):
+    """Those of a float32 file would reach autograd as they are, which refuses them."""
+    transformer = training.load_transformer(training.DEMO)
+    examples = training.encode(training.find_triples(edits), *training.demo_encoders(), transformer.config)
+    tensors = [*transformer.parameters(), *(t for each in examples for t in (each.latents, each.context, each.pooled))]
+    assert not any(tensor.is_inference() for tensor in tensors)
+
+
+@pytest.mark.usefixtures("as_in_a_running_prompt")
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_weights_and_nothing_half_written_stay(training, edits, tmp_path, monkeypatch, fails):
     kept = []

@@ -88,6 +88,24 @@ def test_an_interrupted_training_goes_on_exactly(build, examples, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(factors(whole), factors(again), strict=True))
 
 
+@pytest.mark.parametrize("last", [0, 5])
+def test_a_stopped_training_goes_on_from_the_very_step(build, examples, tmp_path, last):
+    whole, again = build("F32"), build("F32")
+    train(whole, examples, tmp_path / "whole.pt")
+    said = []
+
+    def stop(step):
+        if step == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LoraTraining(build("F32"), examples, SETTINGS, {"base": "base"}).run(tmp_path / "c.pt", lambda _: None, stop)
+    assert (tmp_path / "c.pt").exists() == bool(last)
+    LoraTraining(again, examples, SETTINGS, {"base": "base"}).run(tmp_path / "c.pt", said.append)
+    assert said[0] == "going on from step 5" if last else said[0].startswith("step 1 of")
+    assert all(torch.equal(a, b) for a, b in zip(factors(whole), factors(again), strict=True))
+
+
 def test_a_checkpoint_of_other_settings_is_refused(build, examples, tmp_path):
     few = Settings(rank=4, alpha=12, steps=1)
     train(build("F32"), examples, tmp_path / "c.pt", few)
