@@ -8,6 +8,9 @@ In the folder EDITS an edit NAME is three files: NAME.txt, the instruction; NAME
 references: NAME_ref2.png to NAME_ref9.png); NAME.png, the picture after. Pictures are .png, .jpg, .jpeg or .webp, those
 of an edit of one size, their sides multiples of 16 pixels.
 
+With --distil N the LoRA does not learn the edits: it learns to make in N steps what the model makes of such prompts and
+pictures in many (a Lightning LoRA). Take --guidance as you will sample.
+
 Beside the LoRA its loss curve is drawn (NAME_loss.png). A training that was stopped goes on when the same command is
 given again. To use the LoRA, put it into models/loras and load it with the node Load Kontext LoRA.
 """
@@ -37,8 +40,13 @@ WHOLE = {
     "steps": "to train",
     "batch": "edits a step",
     "seed": "of all that is random",
+    "distil": "steps that shall do to sample: a Lightning LoRA; 0 learns the edits themselves",
 }
-REAL = {"dropout": "share of its inputs left out", "rate": "AdamW's"}
+REAL = {
+    "dropout": "share of its inputs left out",
+    "rate": "AdamW's",
+    "guidance": "that the model reads; with --distil the one to sample with, 2.5 of FLUX.1 Kontext",
+}
 
 
 def main() -> None:

@@ -126,7 +126,13 @@ def write(path: Path, rows: list[dict[str, Any]], script: str, *options: str) ->
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.write_text(as_text(report))
     for row in rows:
         measured = "failed" if row["measured"] is None else f"{row['measured']:.4g}"
         print(f"{row['name']:42} {measured:>12} {row['unit']:8} {row['note']}")
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """JSON with a line for each row."""
+    head = json.dumps(report | {"rows": []}, indent=1).removesuffix("[]\n}")
+    return head + "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in report["rows"]) + "\n ]\n}\n"

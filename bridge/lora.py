@@ -14,7 +14,6 @@ import comfy.model_management
 import comfy.ops
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..engine.errors import LoraError
@@ -25,7 +24,7 @@ from ..engine.lora.read import Lora, read_lora
 from ..engine.lora.stack import LoraStack
 from ..engine.quant import QuantLinear
 from .model import KontextModel
-from .notes import show
+from .notes import show_here
 from .patcher import patcher_class
 
 KEY = "kontextkit.lora"
@@ -117,9 +116,7 @@ def tell(lora: Lora, strength: float, profile: Profile, why: str) -> str:
     elif strength != profile.strength and profile.name != "none":
         lines.append(f"Strength {strength:g}; {profile.name} was made for {profile.strength:g}.")
     what, matched, *skipped = lora.report().splitlines()
-    running = get_executing_context()
-    if running:
-        show("\n".join([*lines, matched]), running.node_id)
+    show_here("\n".join([*lines, matched]))
     return "\n".join([*lines, what, matched, *skipped])
 
 

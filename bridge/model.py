@@ -31,8 +31,11 @@ _BY_PREFERENCE = [torch.bfloat16, torch.float16, torch.float32]
 class KontextModel(comfy.model_base.Flux):
     """ComfyUI's FLUX model (conditioning, schedule, latent format, memory estimate) around our transformer."""
 
-    def __init__(self, model_config: Any, model_type: comfy.model_base.ModelType, hosted: HostedTransformer):
+    def __init__(
+        self, model_config: Any, model_type: comfy.model_base.ModelType, hosted: HostedTransformer, path: Path
+    ):
         super().__init__(model_config, model_type, unet_model=lambda **_: hosted)
+        self.path = path  # of its file
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Packed weights cannot be saved under ComfyUI's names."""
@@ -62,7 +65,7 @@ def load(path: str | Path, compute_dtype: str = "auto", disable_dynamic: bool = 
     flow = comfy.model_base.ModelType.FLUX if config.guidance_embeds else comfy.model_base.ModelType.FLOW
     model_config = kind(_unet_config(config))
     model_config.set_inference_dtype(stored, cast)
-    model = KontextModel(model_config, flow, HostedTransformer(transformer, stored))
+    model = KontextModel(model_config, flow, HostedTransformer(transformer, stored), Path(path))
     patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device(), disable_dynamic)
     patcher.cached_patcher_init = (load, (path, compute_dtype))
     StreamingNotice(checkpoint.file_name).attach(patcher)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from comfy_execution.utils import get_executing_context
+
 
 def show(note: str, node_id: str) -> None:
     """Under the node, for as long as the page is open; nowhere without a server."""
@@ -11,3 +13,9 @@ def show(note: str, node_id: str) -> None:
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is not None:
         server.send_progress_text(note, node_id)
+
+
+def show_here(note: str) -> None:
+    """The same under the node that runs; nowhere outside a run."""
+    if running := get_executing_context():
+        show(note, running.node_id)

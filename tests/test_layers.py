@@ -28,7 +28,7 @@ INSIDE_ENGINE = {
     "lora": {"errors", "checkpoint", "flux"},
     "words": set(),
     "metrics": set(),
-    "training": {"errors", "flux", "quant"},
+    "training": {"errors", "flux", "lora", "quant"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 

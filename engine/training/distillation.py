@@ -32,7 +32,7 @@ class Distillation(LoraTraining):
         if rest or not n_own:
             raise ValueError(f"{len(sigmas) - 1} steps of the model cannot be shared out to {settings.distil}")
         self.sigmas, self.n_own = sigmas.float().to(self.device), n_own
-        self.levels = sigmas.float()[:-1:n_own]
+        self.levels, self.n_measured = sigmas.float()[:-1:n_own], 2
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         return self.levels[torch.randint(len(self.levels), (n,), generator=generator)]

@@ -76,9 +76,9 @@ class Loop:
                 if not mean < float("inf"):
                     raise FloatingPointError(f"the loss is {mean} at step {self.step}; lower the learning rate")
                 pace = (self.step - first) / (time.perf_counter() - begin)
-                report(f"step {self.step} of {self.n_steps}, loss {mean:.5f}, {pace:.1f} steps a second")
                 if checkpoint is not None:
                     self.save(checkpoint)
+                report(f"step {self.step} of {self.n_steps}, loss {mean:.5f}, {pace:.1f} steps a second")
 
     def _advance(self, loss: Loss) -> Tensor:
         value = loss(self.step)

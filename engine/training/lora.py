@@ -26,7 +26,7 @@ SHIFT = 1.8  # of noise levels towards noise, where an edit is decided
 LARGE = 10**9  # bytes of weights from which blocks are computed again in the backward pass, to save memory
 # cuDNN's is not among them: its backward pass crashed in torch 2.11
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-MEASURED, LEVELS = 16, (0.3, 0.6, 0.9)  # edits and noise levels at which a LoRA is compared with its base
+LEVELS = (0.3, 0.6, 0.9)  # noise levels at which a LoRA is compared with its base
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class LoraTraining:
             decay_from=2 / 3,
             ema_decay=0.0,  # the last weights: the falling rate averages already
         )
-        self.levels = torch.tensor(LEVELS)  # where the loss is compared before and after
+        self.levels, self.n_measured = torch.tensor(LEVELS), 16  # where, and on how many edits, the loss is compared
         self.groups: dict[tuple[torch.Size, torch.Size], list[Example]] = defaultdict(list)
         for example in examples:
             self.groups[example.latents.shape, example.context.shape].append(example)
@@ -191,27 +191,45 @@ class LoraTraining:
         """Of every step so far."""
         return self.adapters.losses
 
-    def run(self, checkpoint: Path, report: Callable[[str], None]) -> None:
+    def run(
+        self, checkpoint: Path, report: Callable[[str], None], progress: Callable[[int], None] = lambda step: None
+    ) -> None:
         """Trains to the end, from the checkpoint where there is one.
 
-        Raises CheckpointError for one of another training, FloatingPointError where the loss is no number any more.
+        progress: called before every step with the number of those done; where it raises, the checkpoint is written
+        first. Raises CheckpointError for one of another training, FloatingPointError where the loss is no number any
+        more.
         """
+
+        def loss(step: int) -> Tensor:
+            try:
+                progress(step)
+            except BaseException:
+                if step:
+                    self.loop.save(checkpoint)
+                raise
+            return self._loss(step)
+
         if self.loop.resume(checkpoint):
             report(f"going on from step {self.loop.step}")
         self.transformer.train()
         try:
             with sdpa_kernel(KERNELS):
-                self.loop.run(self._loss, checkpoint, report, report_every=max(1, self.settings.steps // 20))
+                self.loop.run(loss, checkpoint, report, report_every=max(1, self.settings.steps // 20))
         finally:
             self.transformer.eval()
 
     @torch.no_grad()
-    def measure(self) -> float:
-        """The mean loss on some of the edits at noise that is always the same: to compare before and after."""
+    def measure(self, progress: Callable[[], None] = lambda: None) -> float:
+        """The mean loss on some of the edits at noise that is always the same: to compare before and after.
+
+        progress: called before every edit.
+        """
         self.transformer.eval()
         generator = torch.Generator().manual_seed(self.settings.seed)
         losses = []
-        for example in self.examples[:MEASURED]:
+        for example in self.examples[: self.n_measured]:
+            progress()
             noise = torch.randn(example.latents[:1].shape, generator=generator)
             losses += [self._flow([example], noise, sigma).item() for sigma in self.levels.split(1)]
         return sum(losses) / len(losses)

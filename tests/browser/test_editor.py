@@ -79,6 +79,22 @@ def test_the_node_is_found_by_name_and_explains_its_inputs(page):
         assert len(node["input"]["required"][name][1]["tooltip"]) > 40
 
 
+def test_a_training_queues_with_its_defaults_and_its_lora_can_be_wired(page):
+    prompt = page.evaluate("""async () => {
+        app.graph.clear();
+        const [train, load] = ["KontextTrainLoRA", "KontextLightningLoRA"].map(id => LiteGraph.createNode(id));
+        [train, load].forEach(node => app.graph.add(node));
+        train.connect(0, load, load.inputs.findIndex(input => input.name === "lora_name"));
+        const widgets = train.widgets.map(widget => widget.name);
+        const nodes = Object.values((await app.graphToPrompt()).output);
+        return [widgets, ...nodes.map(node => node.inputs)];
+    }""")
+    names = ["folder", "lora_name", "steps", "rank", "learning_rate"]
+    assert prompt[0] == names
+    assert [prompt[1][name] for name in names] == ["", "my_edit", 1000, 8, 1e-4]
+    assert prompt[2]["lora_name"][1] == 0
+
+
 def test_the_help_page_is_served(page, server):
     text = page.request.get(f"{server.url}/extensions/KontextKit/docs/KontextLoadModel.md")
     assert text.ok

@@ -11,7 +11,10 @@ from flux_files import write_gguf
 from hosted_loras import linears
 from loras import random
 from oracle import Twins, make_twins
+from PIL import Image
 from safetensors.torch import load_file, save_file
+
+EDIT = "add a large red square in the middle"  # of which the demo makes a filled one
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +68,17 @@ def lora_files(lora_bases, tmp_path_factory):
         return folder / f"{name}.safetensors"
 
     return {name: write(name) for name in "ab"}
+
+
+@pytest.fixture(scope="session")
+def edits(tmp_path_factory):
+    """Three small edits of a new kind: a red frame around the picture."""
+    folder = tmp_path_factory.mktemp("edits")
+    for i, color in enumerate([(35, 71, 204), (43, 153, 61), (245, 245, 242)]):
+        before = Image.new("RGB", (64, 64), color)
+        after = Image.new("RGB", (64, 64), (219, 38, 36))
+        after.paste(before.crop((0, 0, 40, 40)), (12, 12))
+        before.save(folder / f"{i}_ref.png")
+        after.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(EDIT)
+    return folder

@@ -7,24 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WORDS = "add a large red square in the middle"  # of which the demo makes a filled one
-
-
-@pytest.fixture(scope="module")
-def edits(tmp_path_factory):
-    """Three small edits of a new kind: a red frame around the picture."""
-    folder = tmp_path_factory.mktemp("edits")
-    for i, color in enumerate([(35, 71, 204), (43, 153, 61), (245, 245, 242)]):
-        before = Image.new("RGB", (64, 64), color)
-        after = Image.new("RGB", (64, 64), (219, 38, 36))
-        after.paste(before.crop((0, 0, 40, 40)), (12, 12))
-        before.save(folder / f"{i}_ref.png")
-        after.save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(WORDS)
-    return folder
 
 
 def command(comfyui, *words):

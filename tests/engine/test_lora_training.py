@@ -62,7 +62,8 @@ def test_its_file_is_the_trained_model_in_our_loader(transformer, build, example
     assert len(lora.adapters) == sum("transformer_blocks." in name for name in linears(fresh))
     assert lora.ranks == (4,)
     assert recognise(lora)[0].name == "none"
-    assert (lora.metadata["kontextkit.base"], lora.metadata["kontextkit.alpha"]) == ("base.gguf", "12")
+    training = json.loads(lora.metadata["kontextkit.training"])
+    assert (training["base"], training["alpha"]) == ("base.gguf", 12)
     assert json.loads(lora.metadata["lora_adapter_metadata"])["transformer.r"] == 4
     ours = with_loras(fresh, [lora.adapters], [1.0])
     assert error(ours, velocity(transformer)) < 1e-4
@@ -85,6 +86,24 @@ def test_an_interrupted_training_goes_on_exactly(build, examples, tmp_path):
     torch.manual_seed(99)  # what else is drawn in between does not matter
     training = train(again, examples, tmp_path / "c.pt")
     assert training.losses == losses
+    assert all(torch.equal(a, b) for a, b in zip(factors(whole), factors(again), strict=True))
+
+
+@pytest.mark.parametrize("last", [0, 5])
+def test_a_stopped_training_goes_on_from_the_very_step(build, examples, tmp_path, last):
+    whole, again = build("F32"), build("F32")
+    train(whole, examples, tmp_path / "whole.pt")
+    said = []
+
+    def stop(step):
+        if step == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LoraTraining(build("F32"), examples, SETTINGS, {"base": "base"}).run(tmp_path / "c.pt", lambda _: None, stop)
+    assert (tmp_path / "c.pt").exists() == bool(last)
+    LoraTraining(again, examples, SETTINGS, {"base": "base"}).run(tmp_path / "c.pt", said.append)
+    assert said[0] == "going on from step 5" if last else said[0].startswith("step 1 of")
     assert all(torch.equal(a, b) for a, b in zip(factors(whole), factors(again), strict=True))
 
 
