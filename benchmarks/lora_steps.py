@@ -42,7 +42,7 @@ def main() -> None:
             write_gguf(folder / f"{options.mix}.gguf", mixed(shapes, options.mix))
         for name in ("bf16.safetensors", f"{options.mix}.gguf"):
             rows += Bench(folder, name).rows(arguments)
-    report.write(options.out, rows, "lora_steps.py", "--mix", options.mix)
+            report.write(options.out, rows, "lora_steps.py", "--mix", options.mix)  # also where the next one fails
 
 
 class Bench:

@@ -22,6 +22,7 @@ def model(lora_base):
 def test_comfyui_counts_and_unloads_the_factors(model, lora_files):
     import comfy.model_management as management
 
+    management.unload_all_models()
     ours = with_lora(model, lora_files["a"])
     expected = k_sampler(ours)
     stacks = [entry.model for entry in management.current_loaded_models if isinstance(entry.model.model, LoraStack)]
