@@ -50,24 +50,27 @@ def main() -> int:
 
 
 def test(versions: list[str], pytest_arguments: list[str]) -> int:
-    """All tests on the first version, beside it those that meet it on the others; $COMFYUI_PATH names the only one."""
+    """All tests on the first version, those that meet it on the others too; $COMFYUI_PATH names the only one."""
     ready = [prepare(version) for version in (versions[:1] if os.environ.get("COMFYUI_PATH") else versions)]
-    n_threads = max(1, (os.cpu_count() or 1) // len(ready))  # threads of two processes that wait for cores wait long
+    jobs = [(each, pytest_arguments or WITH_COMFYUI) for each in ready]
+    if not pytest_arguments:
+        jobs.append((ready[0], [f"--ignore={folder}" for folder in WITH_COMFYUI]))
+    n_threads = max(1, (os.cpu_count() or 1) // len(jobs))  # threads of processes that wait for cores wait long
     with ExitStack() as stack:
         started = []
-        for python, comfyui in ready:
+        for (python, comfyui), arguments in jobs:
             prepare_browser(python)
             output = stack.enter_context(tempfile.TemporaryFile()) if started else None
-            say(f"testing on {comfyui.name}" + (" too; its words follow" if started else ""))
+            title = f"pytest {' '.join(arguments)} on {comfyui.name}"
+            say(title + ("; its words follow" if started else ""))
             environment = {"COMFYUI_PATH": str(comfyui), "CHROMIUM": find_browser() or ""}
             environment["OMP_NUM_THREADS"] = str(n_threads)
-            chosen = pytest_arguments or (WITH_COMFYUI if started else [])
-            process = stack.enter_context(running(python, "pytest", *chosen, environment=environment, output=output))
-            started.append((comfyui.name, process, output))
-        for name, process, output in started:
+            process = stack.enter_context(running(python, "pytest", *arguments, environment=environment, output=output))
+            started.append((title, process, output))
+        for title, process, output in started:
             process.wait()
             if output:
-                say(f"tests on {name}")
+                say(title)
                 output.seek(0)
                 sys.stdout.buffer.write(output.read())
                 sys.stdout.flush()
