@@ -23,7 +23,7 @@ class Recipe:
     pictures: int = 12000
     autoencoder_steps: int = 4600
     autoencoder_batch: int = 18
-    autoencoder_rate: float = 8e-4
+    autoencoder_rate: float = 6e-4
     # the transformer's lessons
     rate: float = 8e-4
     n_main: int = 60000  # edits of pictures of that side
