@@ -12,7 +12,7 @@ from pathlib import Path
 
 import report
 import torch
-from held_out import Editor, Settings, held_out, truth
+from held_out import Editor, Settings, held_out, image, truth
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -47,8 +47,7 @@ def row(text: str, references: list[Tensor], made: Tensor, right: Tensor) -> Ima
     picture = Image.new("RGB", (COLUMNS * SIDE, SIDE + LINE), "white")
     ImageDraw.Draw(picture).text((2, 3), text, fill="black")
     for i, one in [*enumerate(references), (MOST, made), (MOST + 1, right)]:
-        pixels = (one[0].movedim(0, -1) * 255).round().byte().cpu().numpy()
-        picture.paste(Image.fromarray(pixels).resize((SIDE - 4, SIDE - 4), Image.Resampling.BOX), (i * SIDE + 2, LINE))
+        picture.paste(image(one[0]).resize((SIDE - 4, SIDE - 4), Image.Resampling.BOX), (i * SIDE + 2, LINE))
     return picture
 
 

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 SHARES = {  # of every thousand edits; one reference, two, three
@@ -104,6 +105,11 @@ def truth(edits: Sequence[Any], size: Size) -> tuple[Tensor, list[Tensor]]:
     columns = zip(*((edit.result, *edit.references) for edit in edits), strict=True)
     right, *references = [(draw(scenes, *size, DEVICE) * 255).round() / 255 for scenes in columns]
     return right, references
+
+
+def image(picture: Tensor) -> Image.Image:
+    """(3, H, W) in 0-1 as a PIL picture."""
+    return Image.fromarray((picture.movedim(0, -1) * 255).round().byte().cpu().numpy())
 
 
 def change_mask(before: Tensor, right: Tensor) -> Tensor:

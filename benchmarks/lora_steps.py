@@ -17,7 +17,7 @@ from typing import Any
 import report
 import torch
 from gguf_steps import compiled_step, medians
-from random_files import COMPUTE, MIXES, full_step, mixed, write_bf16, write_gguf, write_lora
+from random_files import COMPUTE, MIXES, base_files, full_step, write_lora
 
 GOALS = {"one": 1.05, "two": 1.09}
 RANK = 32
@@ -37,29 +37,26 @@ def main() -> None:
     shapes, arguments = full_step(options.tiny)
     rows: list[dict[str, Any]] = []
     with report.folder(options) as folder, torch.inference_mode():
-        write_bf16(folder / "bf16.safetensors", shapes)
-        if not (folder / f"{options.mix}.gguf").exists():
-            write_gguf(folder / f"{options.mix}.gguf", mixed(shapes, options.mix))
-        for name in ("bf16.safetensors", f"{options.mix}.gguf"):
-            rows += Bench(folder, name).rows(arguments)
+        for name, path in base_files(folder, shapes, options.mix).items():
+            rows += Bench(name, path).rows(arguments)
             report.write(options.out, rows, "lora_steps.py", "--mix", options.mix)  # also where the next one fails
 
 
 class Bench:
     """One base model and its LoRAs."""
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, name: str, path: Path):
         from kontextkit.bridge.model import load
         from kontextkit.engine.quant import QuantLinear
 
-        self.name = name.partition(".")[0].lower()
-        self.patcher = load(folder / name, str(COMPUTE).removeprefix("torch."))
+        self.name = name
+        self.patcher = load(path, str(COMPUTE).removeprefix("torch."))
         self.hosted = self.patcher.model.diffusion_model
         layers = self.hosted.transformer.named_modules()
         self.linears = {n: layer for n, layer in layers if isinstance(layer, QuantLinear)}
         self.files = {}
         for letter, rank in (("a", RANK), ("b", RANK), ("large_a", LARGE), ("large_b", LARGE)):
-            self.files[letter] = folder / f"lora_{letter}.safetensors"
+            self.files[letter] = path.with_name(f"lora_{letter}.safetensors")
             sizes = {n: (layer.out_features, layer.in_features) for n, layer in self.linears.items()}
             write_lora(self.files[letter], sizes, rank, seed=len(self.files))
 

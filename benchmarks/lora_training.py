@@ -18,7 +18,7 @@ import held_out
 import report
 import torch
 import torch.nn.functional as F
-from held_out import Editor, Settings
+from held_out import Editor, Settings, image
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -92,11 +92,6 @@ def edit(editor: Any, befores: Tensor, afters: Tensor) -> Tensor:
             for i, (before, after) in enumerate(zip(befores, afters, strict=True))
         ]
     )
-
-
-def image(picture: Tensor) -> Image.Image:
-    """(3, H, W) in 0-1 as a PIL picture."""
-    return Image.fromarray((picture.movedim(0, -1) * 255).round().byte().cpu().numpy())
 
 
 def sheet(columns: list[Tensor]) -> Image.Image:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import report
 import torch
-from random_files import DEVICE, MIXES, full_step, mixed, write_bf16, write_gguf
+from random_files import DEVICE, MIXES, base_files, full_step
 
 STEPS, WARM_UP = 12, 3
 
@@ -32,10 +33,7 @@ def main() -> None:
     shapes, arguments = full_step(options.tiny)
     rows: list[dict[str, Any]] = []
     with report.folder(options) as folder:
-        files = {"bf16": folder / "bf16.safetensors", options.mix.lower(): folder / f"{options.mix}.gguf"}
-        for name, path in files.items():
-            if not path.exists():
-                write_bf16(path, shapes) if name == "bf16" else write_gguf(path, mixed(shapes, options.mix))
+        for name, path in base_files(folder, shapes, options.mix).items():
             rows += train(name, path, arguments)
     report.write(options.out, rows, "lora_training_full.py", "--mix", options.mix)
 
@@ -52,22 +50,17 @@ def train(name: str, path: Path, arguments: dict[str, Any]) -> list[dict[str, An
     latents = torch.cat([arguments["x"], *arguments["ref_latents"]]).float().cpu()
     example = Example(latents, arguments["context"][0].float().cpu(), arguments["y"][0].float().cpu())
     training = LoraTraining(transformer, [example], Settings(steps=STEPS), {})
-    seconds: list[float] = []
-    loss, begin = training._loss, 0.0
+    begins: list[float] = []
 
-    def timed(step: int) -> torch.Tensor:
-        nonlocal begin
+    def begin(step: int) -> None:
         report.synchronize()
-        seconds.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        return loss(step)
+        begins.append(time.perf_counter())
 
-    training._loss = timed  # type: ignore[method-assign]  from the start of a step to the start of the next
-    training.run(path.with_suffix(".pt"), print)
+    training.run(path.with_suffix(".checkpoint"), print, begin)
     peak = torch.cuda.max_memory_allocated() / 1e9 if DEVICE == "cuda" else 0.0
-    ms = 1e3 * statistics.median(seconds[1 + WARM_UP :])
+    ms = 1e3 * statistics.median(b - a for a, b in pairwise(begins[WARM_UP:]))
     note = f"weights {weights:.1f} GB; losses {training.losses[0]:.3f} to {training.losses[-1]:.3f}"
-    path.with_suffix(".pt").unlink()
+    path.with_suffix(".checkpoint").unlink()
     return [
         report.row(f"lora.training.{name}.step_ms", ms, "ms", note),
         report.row(f"lora.training.{name}.peak_gb", peak, "GB", "allocated by torch"),

@@ -95,6 +95,16 @@ def write_lora(path: Path, linears: Mapping[str, tuple[int, int]], rank: int, se
     save_file(tensors, path)
 
 
+def base_files(folder: Path, shapes: Mapping[str, Shape], mix: str) -> dict[str, Path]:
+    """{name: file} of random weights in BF16 and in a mix, written unless they are there."""
+    files = {"bf16": folder / "bf16.safetensors", mix.lower(): folder / f"{mix}.gguf"}
+    if not files["bf16"].exists():
+        write_bf16(files["bf16"], shapes)
+    if not files[mix.lower()].exists():
+        write_gguf(files[mix.lower()], mixed(shapes, mix))
+    return files
+
+
 def full_step(tiny: bool) -> tuple[dict[str, Shape], dict[str, Any]]:
     """FLUX.1's shapes by BFL's names and a pass at 1024x1024 with such a reference, or those of a tiny model."""
     from kontextkit.devtools.flux_shapes import bfl_shapes

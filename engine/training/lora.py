@@ -26,6 +26,7 @@ SHIFT = 1.8  # of noise levels towards noise, where an edit is decided
 LARGE = 10**9  # bytes of weights from which blocks are computed again in the backward pass, to save memory
 # cuDNN's is not among them: its backward pass crashed in torch 2.11
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+MOST_DISTILLED = 16  # steps: the model's own are 20 to 30
 LEVELS = (0.3, 0.6, 0.9)  # noise levels at which a LoRA is compared with its base
 
 
@@ -54,6 +55,8 @@ class Settings:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {bound} or more")
+        if self.distil > MOST_DISTILLED:
+            raise ValueError(f"distil is {self.distil}, expected 0 to {MOST_DISTILLED}: more steps need no LoRA")
         for name in ("alpha", "rate", "guidance"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")

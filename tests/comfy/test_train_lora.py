@@ -58,3 +58,19 @@ def test_where_the_lora_may_lie(edits, tmp_path, comfyui):
         check_target(tmp_path / "a.pt", edits)
     with pytest.raises(TrainingDataError, match="folder of the edits"):
         check_target(edits / "a.safetensors", edits)
+
+
+def test_a_lightning_lora_is_distilled_on_the_sampler_s_own_noise_levels(edits, tmp_path, comfyui):
+    import comfy.samplers
+    from kontextkit.bridge import lora
+    from kontextkit.bridge.model import load
+    from kontextkit.bridge.training import DEMO, demo_encoders, own_sigmas, train_lora
+    from kontextkit.engine.lora.profiles import choose
+    from kontextkit.engine.training.lora import Settings
+
+    model, out = load(DEMO), tmp_path / "fast.safetensors"
+    few = comfy.samplers.calculate_sigmas(model.model.model_sampling, "simple", 4)
+    torch.testing.assert_close(own_sigmas(4)[::8], few)
+    train_lora(edits, out, DEMO, demo_encoders, Settings(rank=2, steps=1, distil=4), lambda _: None)
+    profile, why = choose(lora.read(out, model), "auto")
+    assert (profile.name, profile.steps, profile.guidance) == ("lightning", 4, 1.0), why

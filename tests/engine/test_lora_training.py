@@ -135,7 +135,9 @@ def test_blocks_computed_again_give_the_same_gradients(build, examples):
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"steps": 0}, {"batch": 0}, {"rate": 0.0}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0}, {"steps": 0}, {"batch": 0}, {"rate": 0.0}, {"dropout": 1.0}, {"distil": 17}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name} is .*expected"):
