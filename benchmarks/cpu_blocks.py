@@ -61,7 +61,7 @@ def random(shape: tuple[int, ...], qtype: str) -> Any:
 
 def blocks(transformer: Any) -> dict[str, Any]:
     """{kind: a call that runs its block on random tokens}."""
-    from kontextkit.engine.flux.blocks import double_block, single_block
+    from kontextkit.engine.flux.blocks import Parts
     from kontextkit.engine.flux.hooks import BlockHooks, BlockPlace
     from kontextkit.engine.flux.rope import embed_positions
 
@@ -72,10 +72,10 @@ def blocks(transformer: Any) -> dict[str, Any]:
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return hooks.attend(place, q, k, v, pe, None)
 
-    double, single = transformer.transformer_blocks[0], transformer.single_transformer_blocks[0]
+    parts, double, single = Parts(), transformer.transformer_blocks[0], transformer.single_transformer_blocks[0]
     return {
-        "double": lambda: double_block(double, img, txt, vec, attend),
-        "single": lambda: single_block(single, torch.cat((txt, img), dim=1), vec, attend),
+        "double": lambda: parts.double_block(double, img, txt, vec, attend),
+        "single": lambda: parts.single_block(single, torch.cat((txt, img), dim=1), vec, attend),
     }
 
 

@@ -7,45 +7,89 @@ diffusers' `FluxTransformerBlock` and `FluxSingleTransformerBlock`, of which onl
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rope import rotate
+
 Module: TypeAlias = Any  # a diffusers module; nn.Module hides the types of what it holds
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, L, head_dim) -> (B, L, D)
+Qkv = tuple[Tensor, Tensor, Tensor]
+Kept = tuple[Tensor, ...]  # what the second half of a block needs of the first
 
 
-def double_block(block: Module, img: Tensor, txt: Tensor, vec: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
-    """img (B, L_img, D) and txt (B, L_txt, D), each with weights of its own, joined in attention."""
+def double_in(block: Module, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor | None) -> tuple[Qkv, Kept]:
+    """img (B, L_img, D) and txt (B, L_txt, D), each with weights of its own, up to the attention that joins them."""
     attn = block.attn
-    img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = modulation(block.norm1.linear, vec, 6)
-    txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = modulation(
-        block.norm1_context.linear, vec, 6
-    )
-    x = modulate(img, img_shift1, img_scale1)
+    img_shift, img_scale, *img_kept = modulation(block.norm1.linear, vec, 6)
+    txt_shift, txt_scale, *txt_kept = modulation(block.norm1_context.linear, vec, 6)
+    x = modulate(img, img_shift, img_scale)
     img_qkv = heads(attn, (attn.to_q, attn.to_k, attn.to_v), x, attn.norm_q, attn.norm_k)
-    x = modulate(txt, txt_shift1, txt_scale1)
+    x = modulate(txt, txt_shift, txt_scale)
     projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
     txt_qkv = heads(attn, projections, x, attn.norm_added_q, attn.norm_added_k)
     q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
-    txt_attn, img_attn = attend(q, k, v).split((txt.shape[1], img.shape[1]), dim=1)
+    return rotated(q, k, v, pe), (*img_kept, *txt_kept)
+
+
+def double_out(block: Module, img: Tensor, txt: Tensor, attended: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
+    """img and txt after the block, from attended (B, L_txt + L_img, D)."""
+    attn = block.attn
+    img_gate1, img_shift, img_scale, img_gate2, txt_gate1, txt_shift, txt_scale, txt_gate2 = kept
+    txt_attn, img_attn = attended.split((txt.shape[1], img.shape[1]), dim=1)
     img = torch.addcmul(img, img_gate1, attn.to_out[0](img_attn))
-    img = torch.addcmul(img, img_gate2, mlp(block.ff, modulate(img, img_shift2, img_scale2)))
+    img = torch.addcmul(img, img_gate2, mlp(block.ff, modulate(img, img_shift, img_scale)))
     txt = torch.addcmul(txt, txt_gate1, attn.to_add_out(txt_attn))
-    txt = torch.addcmul(txt, txt_gate2, mlp(block.ff_context, modulate(txt, txt_shift2, txt_scale2)))
+    txt = torch.addcmul(txt, txt_gate2, mlp(block.ff_context, modulate(txt, txt_shift, txt_scale)))
     return img, clamp_half(txt)
 
 
-def single_block(block: Module, x: Tensor, vec: Tensor, attend: Attend) -> Tensor:
-    """x (B, L, D): attention and MLP side by side, https://arxiv.org/abs/2302.05442."""
+def single_in(block: Module, x: Tensor, vec: Tensor, pe: Tensor | None) -> tuple[Qkv, Kept]:
+    """x (B, L, D): attention and MLP side by side, https://arxiv.org/abs/2302.05442, up to the attention."""
     attn = block.attn
     shift, scale, gate = modulation(block.norm.linear, vec, 3)
     h = modulate(x, shift, scale)
-    attended = attend(*heads(attn, (attn.to_q, attn.to_k, attn.to_v), h, attn.norm_q, attn.norm_k))
+    return rotated(*heads(attn, (attn.to_q, attn.to_k, attn.to_v), h, attn.norm_q, attn.norm_k), pe), (h, gate)
+
+
+def single_out(block: Module, x: Tensor, attended: Tensor, kept: Kept) -> Tensor:
+    """x after the block, from attended (B, L, D)."""
+    h, gate = kept
     wide = torch.cat((attended, F.gelu(block.proj_mlp(h), approximate="tanh")), dim=2)
     return clamp_half(torch.addcmul(x, gate, block.proj_out(wide)))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The two kinds of block, each cut where its attention is; a host may compile the pieces."""
+
+    double_in: Callable[..., tuple[Qkv, Kept]] = double_in
+    double_out: Callable[..., tuple[Tensor, Tensor]] = double_out
+    single_in: Callable[..., tuple[Qkv, Kept]] = single_in
+    single_out: Callable[..., Tensor] = single_out
+
+    def double_block(
+        self, block: Module, img: Tensor, txt: Tensor, vec: Tensor, attend: Attend, pe: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """img (B, L_img, D) and txt (B, L_txt, D) after the block. pe: by which q and k are rotated before `attend`."""
+        qkv, kept = self.double_in(block, img, txt, vec, pe)
+        return self.double_out(block, img, txt, attend(*qkv), kept)
+
+    def single_block(
+        self, block: Module, x: Tensor, vec: Tensor, attend: Attend, pe: Tensor | None = None
+    ) -> Tensor:
+        """x (B, L, D) after the block, text and image joined."""
+        qkv, kept = self.single_in(block, x, vec, pe)
+        return self.single_out(block, x, attend(*qkv), kept)
+
+
+def rotated(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Qkv:
+    """q, k, v, the first two rotated where there is something to rotate by."""
+    return (q, k, v) if pe is None else (rotate(q, pe), rotate(k, pe), v)
 
 
 def modulation(linear: Module, vec: Tensor, n_parts: int) -> tuple[Tensor, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import double_block, single_block
-from .rope import rotate
+from .blocks import Parts, rotated
 
 
 @dataclass
@@ -41,14 +40,29 @@ class BlockPlace:
 Run = Callable[[Stream], tuple[Tensor, Tensor]]  # the block itself: (img, txt) after it
 
 
+class Cache(Protocol):
+    """Decides after the first block whether the others are computed, and keeps what they gave."""
+
+    def predict(self, first: Tensor) -> Tensor | None:
+        """What all other blocks would add to the target's tokens (B, n_target, D), or None: compute them.
+
+        first: (B, n_target, D), what the first block added to them.
+        """
+
+    def keep(self, rest: Tensor) -> None:
+        """rest: (B, n_target, D), what all other blocks added to the target's tokens."""
+
+
 class BlockHooks:
     """Subclass to add; one object serves one forward pass.
 
-    double_block, single_block: what runs a block, for hosts that compile them.
+    parts: what computes the blocks. rotates: whether parts rotate q and k, so that `attend` gets no pe.
+    cache: None, or what may spare all blocks but the first.
     """
 
-    double_block = staticmethod(double_block)
-    single_block = staticmethod(single_block)
+    parts = Parts()
+    rotates = False
+    cache: Cache | None = None
 
     def embedded(
         self, img: Tensor, txt: Tensor, img_ids: Tensor, txt_ids: Tensor
@@ -64,7 +78,12 @@ class BlockHooks:
         """What is added to the first img tokens after the block (ControlNet), (B, <= L_img, D)."""
         return None
 
-    def attend(self, place: BlockPlace, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, mask: Tensor | None) -> Tensor:
-        """q, k, v (B, heads, L, head_dim), not yet rotated -> (B, L, heads * head_dim)."""
-        x = F.scaled_dot_product_attention(rotate(q, pe), rotate(k, pe), v, attn_mask=mask)
+    def skipped(self) -> None:
+        """After the first block, where the cache spares the others."""
+
+    def attend(
+        self, place: BlockPlace, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """q, k, v (B, heads, L, head_dim) -> (B, L, heads * head_dim). pe: by which q and k are yet to be rotated."""
+        x = F.scaled_dot_product_attention(*rotated(q, k, v, pe), attn_mask=mask)
         return x.transpose(1, 2).flatten(2)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import Module, clamp_half, modulate
+from .blocks import Attend, Module, clamp_half, modulate
 from .hooks import BlockHooks, BlockPlace, Stream
 from .rope import embed_positions
 
@@ -42,22 +42,39 @@ def predict_velocity(
     img, txt, img_ids, txt_ids = hooks.embedded(img, txt, img_ids, txt_ids)
     pe = embed_positions(torch.cat((txt_ids, img_ids), dim=1), transformer.config.axes_dims_rope)
     stream = Stream(img, txt, vec, pe, mask)
-    run_double_blocks(transformer.transformer_blocks, stream, hooks)
-    stream.img = clamp_half(stream.img)
-    run_single_blocks(transformer.single_transformer_blocks, stream, hooks)
+    run_blocks(transformer, stream, hooks, n_target)
     scale, shift = transformer.norm_out.linear(F.silu(vec)).unsqueeze(1).chunk(2, dim=-1)
     return transformer.proj_out(modulate(stream.img[:, :n_target], shift, scale))
 
 
-def run_double_blocks(blocks: Module, stream: Stream, hooks: BlockHooks) -> None:
-    """All double blocks over the stream, which afterwards holds their result."""
-    for i, block in enumerate(blocks):
-        place = BlockPlace("double", i, len(blocks), stream.txt.shape[1])
+def run_blocks(transformer: Module, stream: Stream, hooks: BlockHooks, n_target: int) -> None:
+    """All blocks over the stream, of which afterwards the first `n_target` img tokens hold the result.
+
+    A cache sees these tokens alone: the references, which hardly change, would hide how much they do.
+    """
+    cache = hooks.cache
+    before = stream.img[:, :n_target]
+    run_double_blocks(transformer.transformer_blocks, stream, hooks, range(1))
+    after = stream.img[:, :n_target]
+    rest = cache.predict(after - before) if cache else None
+    if rest is not None:
+        hooks.skipped()
+        stream.img = after + rest
+        return
+    run_double_blocks(transformer.transformer_blocks, stream, hooks, range(1, len(transformer.transformer_blocks)))
+    stream.img = clamp_half(stream.img)
+    run_single_blocks(transformer.single_transformer_blocks, stream, hooks)
+    if cache:
+        cache.keep(stream.img[:, :n_target] - after)
+
+
+def run_double_blocks(blocks: Module, stream: Stream, hooks: BlockHooks, which: range) -> None:
+    """Some double blocks over the stream, which afterwards holds their result."""
+    for i in which:
+        block, place = blocks[i], BlockPlace("double", i, len(blocks), stream.txt.shape[1])
 
         def run(s: Stream, block: Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
-            return hooks.double_block(
-                block, s.img, s.txt, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask)
-            )
+            return hooks.parts.double_block(block, s.img, s.txt, s.vec, *attention(hooks, place, s))
 
         stream.img, stream.txt = hooks.around(place, run, stream)
         add_residual(stream.img, hooks.residual(place))
@@ -74,12 +91,17 @@ def run_single_blocks(blocks: Module, stream: Stream, hooks: BlockHooks) -> None
         place = BlockPlace("single", i, len(blocks), n_txt)
 
         def run(s: Stream, block: Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
-            x = hooks.single_block(block, s.img, s.vec, lambda q, k, v: hooks.attend(place, q, k, v, s.pe, s.mask))
-            return x, s.txt
+            return hooks.parts.single_block(block, s.img, s.vec, *attention(hooks, place, s)), s.txt
 
         joined, _ = hooks.around(place, run, Stream(joined, joined[:, :n_txt], stream.vec, stream.pe, stream.mask))
         add_residual(joined[:, n_txt:], hooks.residual(place))
     stream.txt, stream.img = joined[:, :n_txt], joined[:, n_txt:]
+
+
+def attention(hooks: BlockHooks, place: BlockPlace, s: Stream) -> tuple[Attend, Tensor | None]:
+    """The host's attention, and by what q and k are rotated before it: by pe or, where it does that itself, None."""
+    early, late = (s.pe, None) if hooks.rotates else (None, s.pe)
+    return lambda q, k, v: hooks.attend(place, q, k, v, late, s.mask), early
 
 
 def add_residual(img: Tensor, residual: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..flux.blocks import double_block, single_block
+from ..flux.compiled import compiled_parts
 from ..flux.hooks import BlockHooks
 from ..flux.loop import predict_velocity
 from ..flux.positions import lay_out, unpatchify
@@ -19,9 +19,10 @@ from ..flux.positions import lay_out, unpatchify
 class CompiledBlocks(BlockHooks):
     """Every block through Inductor, compiled once for all blocks and sizes."""
 
+    rotates = True
+
     def __init__(self) -> None:
-        self.double_block = torch.compile(double_block, dynamic=True)
-        self.single_block = torch.compile(single_block, dynamic=True)
+        self.parts = compiled_parts()
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,9 @@ def test_guidance_is_the_line_through_both_velocities(transformer):
 
 
 def test_compiled_blocks_are_the_blocks():
-    from kontextkit.engine.flux.blocks import double_block
+    from kontextkit.engine.flux.blocks import double_in
 
-    assert CompiledBlocks().double_block._torchdynamo_orig_callable is double_block
+    assert CompiledBlocks().parts.double_in._torchdynamo_orig_callable is double_in
 
 
 def test_sigmas_are_uniform_then_shifted():

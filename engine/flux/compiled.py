@@ -1,0 +1,123 @@
+"""The blocks through Inductor, compiled once a process for all blocks, prompts and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import torch
+
+from .blocks import Parts
+
+GUIDE_OPTIONS: dict[str, Any] = {
+    "conv_1x1_as_mm": True,
+    "coordinate_descent_tuning": True,
+    "coordinate_descent_check_all_directions": True,
+    "epilogue_fusion": False,
+    "shape_padding": True,
+}
+MODES: dict[str, dict[str, Any]] = {  # Inductor's options
+    "default": {},
+    "max-autotune-no-cudagraphs": {"max_autotune": True, **GUIDE_OPTIONS},
+}
+RECOMPILE_LIMIT = 64  # graphs of a piece: types of weights, LoRAs, batches of one and of more
+
+Piece = Callable[..., Any]
+
+
+class CompileFailed:
+    """Why pieces of a run do not run compiled; they then run as they are. One object serves one run."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def guard(self, compiled: Piece, eager: Piece) -> Piece:
+        """`compiled`, or from its first failure on `eager`; running out of memory is no failure of the compiler."""
+
+        def run(*args: Any) -> Any:
+            if self.reason:
+                return eager(*args)
+            try:
+                return compiled(*args)
+            except compiler_errors() as error:
+                if _is_out_of_memory(error):
+                    raise
+                self.reason = explain(error)
+                return eager(*args)
+
+        return run
+
+
+def compiled_parts(mode: str = "default", failed: CompileFailed | None = None) -> Parts:
+    """The pieces compiled with a mode of MODES, in one graph each, so that none is broken in silence.
+
+    failed: where a failure is kept; without one it is raised. Compile inside `recompiles_allowed`.
+    """
+    compiled = _compile(mode)
+    if failed is None:
+        return compiled
+    eager = Parts()
+    names = [field.name for field in fields(Parts)]
+    return Parts(**{name: failed.guard(getattr(compiled, name), getattr(eager, name)) for name in names})
+
+
+@cache
+def _compile(mode: str) -> Parts:
+    eager = Parts()
+    options = MODES[mode]
+
+    def one(name: str) -> Piece:
+        piece: Piece = torch.compile(getattr(eager, name), dynamic=True, fullgraph=True, options=options)
+        return piece
+
+    return Parts(**{field.name: one(field.name) for field in fields(Parts)})
+
+
+def recompiles_allowed() -> Any:
+    """A context in which a piece may have RECOMPILE_LIMIT graphs; torch's own limit, 8, would end in a failure."""
+    return torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)
+
+
+def n_graphs() -> int:
+    """Graphs compiled so far in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def compiler_errors() -> tuple[type[BaseException], ...]:
+    """What torch.compile raises where it cannot do its work."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    return TorchDynamoException, InductorError, CppCompileError
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for a user."""
+    text = str(error)
+    if "riton" in text and ("install" in text or "not found" in text or "find a working" in text.lower()):
+        package = "triton-windows" if torch.version.cuda and _is_windows() else "triton"
+        return f"Triton is missing; `pip install {package}` into ComfyUI's Python brings it"
+    if "compiler" in text.lower() and ("not found" in text or "No working C" in text or "InvalidCxxCompiler" in text):
+        return "there is no C++ compiler; install one (g++, or on Windows the Visual Studio Build Tools)"
+    if "recompile_limit" in text:
+        return f"more than {RECOMPILE_LIMIT} kinds of blocks were met; restart ComfyUI"
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"torch.compile failed ({line[:200]})"
+
+
+def _is_windows() -> bool:
+    import sys
+
+    return sys.platform == "win32"
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or getattr(error, "inner_exception", None)
+    return False
