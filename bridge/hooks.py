@@ -6,14 +6,18 @@ The keys and arguments are those of `comfy/ldm/flux/model.py`, so that a patch m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import comfy.ops
 from comfy.ldm.flux.math import attention
 from torch import Tensor
 
+from ..engine.cache.first_block import FirstBlockCache
 from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
 from .prefetch import Prefetch
+from .run import KEY as RUN
+from .run import SamplingRun
 
 _RESIDUALS = {"double": "input", "single": "output"}
 
@@ -21,10 +25,25 @@ _RESIDUALS = {"double": "input", "single": "output"}
 class ComfyHooks(BlockHooks):
     """The patches in `transformer_options` and the residuals in `control` for one forward pass."""
 
-    def __init__(self, transformer_options: dict[str, Any], control: dict[str, Any] | None, prefetch: Prefetch):
+    def __init__(
+        self,
+        transformer_options: dict[str, Any],
+        control: dict[str, Any] | None,
+        prefetch: Prefetch,
+        shapes: tuple[object, ...] = (),
+    ):
+        """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches."""
         self.options = transformer_options.copy()
         self.control = control or {}
         self.prefetch = prefetch
+        self.run: SamplingRun | None = transformer_options.get(RUN)
+        if self.run is not None:
+            self.parts, self.rotates = self.run.parts, self.run.compiles and not self.patches("attn1_patch")
+            self.cache: FirstBlockCache | None = self.run.cache(transformer_options, shapes)
+
+    def timed(self) -> AbstractContextManager[None]:
+        """Around the pass, for an optimizer's report."""
+        return nullcontext() if self.run is None else self.run.timed(self.cache)
 
     def patches(self, name: str) -> Iterable[Callable[..., Any]]:
         """The patches of one kind, as they are now: a patch may add others."""
@@ -78,7 +97,12 @@ class ComfyHooks(BlockHooks):
         residuals = self.control.get(_RESIDUALS[place.kind]) or ()
         return residuals[place.index] if place.index < len(residuals) else None
 
-    def attend(self, place: BlockPlace, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, mask: Tensor | None) -> Tensor:
+    def skipped(self) -> None:
+        self.prefetch.stop()
+
+    def attend(
+        self, place: BlockPlace, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         for patch in self.patches("attn1_patch"):
             out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=self.options)
             q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)

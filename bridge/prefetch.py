@@ -48,3 +48,9 @@ class Prefetch:
         """Call before each block and once after the last: asks for its weights, lets go of the block before."""
         if self.queue and len(self.queue) > 1:
             prefetch_queue_pop(self.queue, self.device, None)
+
+    def stop(self) -> None:
+        """Instead of further turns, where the blocks that are left do not run; lets go of the one asked for."""
+        if self.queue and len(self.queue) > 1:
+            self.queue[1:] = [None]
+            self.turn()

@@ -73,18 +73,21 @@ class HostedTransformer(nn.Module):
         transformer: Any = self.transformer  # nn.Module hides the types of what it holds
         blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         prefetch = Prefetch(blocks, x.device, options)
-        velocity = predict_velocity(
-            self.transformer,
-            torch.cat(tokens, dim=1),
-            img_ids,
-            context,
-            img_ids.new_zeros(x.shape[0], context.shape[1], img_ids.shape[-1]),
-            timestep,
-            y,
-            guidance,
-            n_target=tokens[0].shape[1],
-            mask=kwargs.get("attention_mask"),
-            hooks=ComfyHooks(options, control, prefetch),
-        )
+        shapes = (tuple(x.shape), tuple(context.shape), *(tuple(t.shape) for t in tokens[1:]))
+        hooks = ComfyHooks(options, control, prefetch, shapes)
+        with hooks.timed():
+            velocity = predict_velocity(
+                self.transformer,
+                torch.cat(tokens, dim=1),
+                img_ids,
+                context,
+                img_ids.new_zeros(x.shape[0], context.shape[1], img_ids.shape[-1]),
+                timestep,
+                y,
+                guidance,
+                n_target=tokens[0].shape[1],
+                mask=kwargs.get("attention_mask"),
+                hooks=hooks,
+            )
         prefetch.turn()
         return unpatchify(velocity, *x.shape[-2:])

@@ -28,6 +28,9 @@ INSIDE_ENGINE = {
     "lora": {"errors", "checkpoint", "flux"},
     "words": set(),
     "metrics": set(),
+    "attention": set(),
+    "cache": set(),
+    "tiers": {"cache"},
     "training": {"errors", "flux", "lora", "quant"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]

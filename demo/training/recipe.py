@@ -37,7 +37,9 @@ class Recipe:
     tokens: int = 120000  # a batch holds about so many, whatever the size of its pictures
 
 
-GOING_ON = Recipe(seed=20261125, rate=3e-4, n_main=30000, n_other=4000, edit_steps=7500)  # from exported weights, one card
+GOING_ON = Recipe(
+    seed=20261125, rate=3e-4, n_main=30000, n_other=4000, edit_steps=7500
+)  # from exported weights, one card
 
 SMOKE = Recipe(
     side=64,

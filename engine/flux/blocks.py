@@ -79,9 +79,7 @@ class Parts:
         qkv, kept = self.double_in(block, img, txt, vec, pe)
         return self.double_out(block, img, txt, attend(*qkv), kept)
 
-    def single_block(
-        self, block: Module, x: Tensor, vec: Tensor, attend: Attend, pe: Tensor | None = None
-    ) -> Tensor:
+    def single_block(self, block: Module, x: Tensor, vec: Tensor, attend: Attend, pe: Tensor | None = None) -> Tensor:
         """x (B, L, D) after the block, text and image joined."""
         qkv, kept = self.single_in(block, x, vec, pe)
         return self.single_out(block, x, attend(*qkv), kept)

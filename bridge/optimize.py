@@ -1,0 +1,127 @@
+"""The optimizer's choices on a MODEL: data on its ModelPatcher, applied while a sampler runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import comfy.model_management
+from comfy.patcher_extension import WrappersMP
+
+from ..engine.attention.backends import BACKENDS, why_not
+from ..engine.tiers.presets import AUTO, Choices
+from .calibration import CHOICES, calibrated
+from .model import KontextModel
+from .notes import show
+from .run import KEY as RUN
+from .run import OVERRIDE, SamplingRun
+
+KEY = "kontextkit.optimize"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Choices on a MODEL, and the node under which a run tells what it did."""
+
+    choices: Choices
+    node_id: str | None
+    vae: Any = None
+
+
+def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any = None) -> tuple[Any, str]:
+    """A clone of the MODEL with these choices instead of those it had, and what becomes of them here, some lines.
+
+    Raises ValueError where the MODEL is not this pack's, or a target lacks the VAE that shows the picture.
+    """
+    if not isinstance(patcher.model, KontextModel):
+        raise ValueError(
+            "The MODEL is from another loader; Optimize Kontext works on one from Load Kontext Model or Load Kontext "
+            "Demo Model. Load the model with one of these, or take this node out."
+        )
+    if choices.target_ssim and vae is None:
+        raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
+    resolved, lines = resolve(choices)
+    clone = patcher.clone(disable_dynamic=True) if needs_whole_weights(patcher, resolved) else patcher.clone()
+    clone.set_attachments(KEY, Applied(resolved, node_id, vae))
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, around_run), (WrappersMP.SAMPLER_SAMPLE, around_sampler)):
+        clone.remove_wrappers_with_key(kind, KEY)
+        if resolved != Choices():
+            clone.add_wrapper_with_key(kind, KEY, wrapper)
+    return clone, "\n".join(lines)
+
+
+def needs_whole_weights(patcher: Any, choices: Choices) -> bool:
+    """Dynamic VRAM brings weights over inside each Linear, which no compiled graph can hold."""
+    return choices.compile != "off" and bool(getattr(patcher, "is_dynamic", bool)())
+
+
+def resolve(choices: Choices) -> tuple[Choices, list[str]]:
+    """What can be done on this machine, without AUTO for compile, and what is done, a line each."""
+    device = comfy.model_management.get_torch_device()
+    lines = []
+    if choices.compile == AUTO:
+        on_card = device.type == "cuda"
+        choices = replace(choices, compile="default" if on_card and find_spec("triton") else "off")
+        if on_card and choices.compile == "off":
+            lines.append("Not compiled: Triton is missing; `pip install triton` (on Windows triton-windows) brings it.")
+    if choices.attention == AUTO and device.type != "cuda":
+        choices = replace(choices, attention="comfyui")
+    if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
+        choices = replace(choices, attention="comfyui")
+        lines.append(f"Attention is ComfyUI's: {reason}.")
+    cache = choices.cache
+    if cache is not None and cache.threshold > 0:
+        words = f"Steps are skipped where the first block changes by less than {cache.threshold:g}"
+        lines.append(f"{words}, at most {cache.most_skips} in a row; order {cache.order}.")
+    else:
+        lines.append("Every step is computed.")
+    if choices.compile != "off":
+        lines.append(f"The blocks are compiled ({choices.compile}); the first run takes longer.")
+    if choices.attention != "comfyui":
+        which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention
+        lines.append(f"Attention: {which}.")
+    return choices, lines
+
+
+def around_run(sample: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """The arguments are those of ComfyUI's `CFGGuider.outer_sample`; a calibration runs it more than once."""
+    guider = sample.class_obj  # type: ignore[attr-defined]
+    applied: Applied = guider.model_patcher.get_attachment(KEY)
+    if not applied.choices.target_ssim:
+        return sample(*arguments, **more)
+    latents, words = calibrated(sample, guider, applied.choices, applied.vae, *arguments, **more)
+    tell(words, applied.node_id)
+    return latents
+
+
+def around_sampler(
+    sample: Callable[..., Any],
+    guider: Any,
+    sigmas: Any,
+    extra_args: dict[str, Any],
+    callback: Any,
+    *rest: Any,
+    **more: Any,
+) -> Any:
+    """The arguments are those of ComfyUI's `Sampler.sample`, after the sampler itself."""
+    patcher = guider.model_patcher
+    applied: Applied = patcher.get_attachment(KEY)
+    options = extra_args["model_options"]["transformer_options"]  # this run's own
+    choices = options.get(CHOICES, applied.choices)
+    run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device)
+    if choices.attention != "comfyui":
+        options.setdefault(OVERRIDE, run.attend)
+    with run.going():
+        result = sample(guider, sigmas, extra_args, run.after_step(callback), *rest, **more)
+    tell(run.report(), applied.node_id)
+    return result
+
+
+def tell(report: str, node_id: str | None) -> None:
+    """Under the node and in the log."""
+    logging.info("KontextKit: %s", " ".join(report.splitlines()))
+    if node_id is not None:
+        show(report, node_id)

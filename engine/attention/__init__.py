@@ -1,0 +1,1 @@
+"""Ways to attend, and which is fastest on a card."""

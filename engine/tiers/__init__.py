@@ -1,0 +1,1 @@
+"""Choices as data: presets of the optimizer."""

@@ -1,0 +1,31 @@
+"""What `KontextOptimize` may do to a MODEL, and its presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..cache.first_block import FirstBlockSettings
+
+COMPILE_MODES = ("auto", "off", "default", "max-autotune-no-cudagraphs")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """cache: None computes every step. compile: one of COMPILE_MODES. attention: a name of `engine.attention`.
+
+    target_ssim: above 0, the threshold is found that keeps a picture so alike to the one with every step computed.
+    """
+
+    cache: FirstBlockSettings | None = None
+    compile: str = "off"
+    attention: str = "comfyui"
+    target_ssim: float = 0.0
+
+
+PRESETS = {
+    "off": Choices(),
+    "quality": Choices(None, AUTO, AUTO),
+    "balanced": Choices(FirstBlockSettings(threshold=0.12, order=1), AUTO, AUTO),
+    "fast": Choices(FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO),
+}

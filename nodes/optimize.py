@@ -1,0 +1,143 @@
+"""KontextOptimize: how a Kontext MODEL is run, from one word or choice by choice."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..bridge import optimize
+from ..engine.attention.backends import BACKENDS
+from ..engine.cache.first_block import ORDERS, FirstBlockSettings
+from ..engine.tiers.presets import AUTO, COMPILE_MODES, PRESETS, Choices
+
+CUSTOM = "custom"
+_ONLY = "With preset custom. "
+
+
+class KontextOptimize(io.ComfyNode):
+    """Wraps `bridge.optimize`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs: model, preset, and those of preset custom. Outputs: MODEL, report."""
+        usual = FirstBlockSettings()
+        return io.Schema(
+            node_id="KontextOptimize",
+            display_name="Optimize Kontext",
+            category="Kontext",
+            description="Makes a Kontext MODEL sample faster: spares steps that change little, compiles the blocks, "
+            "takes the fastest attention; after each run it says under the node what that did.",
+            search_aliases=["first block cache", "teacache", "easycache", "torch compile", "sage attention", "speed"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Kontext Model, before or after Load Kontext LoRA."),
+                io.Combo.Input(
+                    "preset",
+                    options=[*PRESETS, CUSTOM],
+                    default="balanced",
+                    tooltip="off: nothing. quality: every step computed, compiled on a card. balanced: also skips "
+                    "steps that change little. fast: skips more of them. custom: the inputs below.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=usual.threshold,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip=_ONLY + "A step is skipped where the first block's work changes by less than this share "
+                    "since the last computed step; 0 computes every step.",
+                ),
+                io.Combo.Input(
+                    "extrapolation",
+                    options=[str(order) for order in ORDERS],
+                    default=str(usual.order),
+                    advanced=True,
+                    tooltip=_ONLY + "What a skipped step takes from computed ones: 0 the last one's work as it is, 1 "
+                    "the line through the last two, 2 the parabola through the last three.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=usual.start,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip=_ONLY + "Share of the run up to which every step is computed.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=usual.end,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip=_ONLY + "Share of the run from which every step is computed.",
+                ),
+                io.Int.Input(
+                    "most_skips",
+                    default=usual.most_skips,
+                    min=1,
+                    max=100,
+                    advanced=True,
+                    tooltip=_ONLY + "Steps skipped in a row at most.",
+                ),
+                io.Float.Input(
+                    "target_ssim",
+                    default=0.0,
+                    min=0.0,
+                    max=0.999,
+                    step=0.005,
+                    advanced=True,
+                    tooltip=_ONLY + "Above 0 it finds the threshold itself: the first run of a kind makes its picture "
+                    "several times and keeps the fastest setting that is so alike (SSIM) to the one with every step "
+                    "computed. Needs the VAE.",
+                ),
+                io.Combo.Input(
+                    "compile",
+                    options=list(COMPILE_MODES),
+                    default=AUTO,
+                    advanced=True,
+                    tooltip=_ONLY + "torch.compile for the blocks. auto: default on a card with Triton, else off. "
+                    "max-autotune-no-cudagraphs tries more and takes minutes the first time.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=[AUTO, "comfyui", *BACKENDS],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip=_ONLY + "auto: the fastest exact one of your card, found by timing them once. sage "
+                    "computes in 8 bits, so the picture changes. sliced takes little memory on anything.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="For target_ssim, which compares pictures."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model so run; the one that came in stays as it was."),
+                io.String.Output(display_name="report", tooltip="What will be done here, and what cannot."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: io.Model.Type,
+        preset: str,
+        threshold: float = 0.12,
+        extrapolation: str = "1",
+        start: float = 0.0,
+        end: float = 1.0,
+        most_skips: int = 4,
+        target_ssim: float = 0.0,
+        compile: str = AUTO,
+        attention: str = AUTO,
+        vae: io.Vae.Type | None = None,
+    ) -> io.NodeOutput:
+        """Raises ValueError for a MODEL of another loader, or target_ssim without a VAE."""
+        choices = PRESETS.get(preset)
+        if choices is None:
+            cache = FirstBlockSettings(threshold, int(extrapolation), start, end, most_skips)
+            choices = Choices(cache, compile, attention, target_ssim)
+        changed, report = optimize.apply(model, choices, cls.hidden.unique_id, vae)
+        return io.NodeOutput(changed, report)
+
+
+NODES = [KontextOptimize]
