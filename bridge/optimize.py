@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import folder_paths
 from comfy.patcher_extension import WrappersMP
 
 from ..engine.attention.backends import BACKENDS, why_not
+from ..engine.flux.compile_cache import CompileCache
 from ..engine.tiers.presets import AUTO, Choices
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
@@ -114,10 +118,22 @@ def around_sampler(
     run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device)
     if choices.attention != "comfyui":
         options.setdefault(OVERRIDE, run.attend)
+    if run.compiles:
+        stored = compile_cache(choices.compile)
     with run.going():
         result = sample(guider, sigmas, extra_args, run.after_step(callback), *rest, **more)
+    if run.compiles and run.n_graphs and not run.failed.reason:
+        stored.save()
     tell(run.report(), applied.node_id)
     return result
+
+
+@cache
+def compile_cache(mode: str) -> CompileCache:
+    """The compiled blocks on disk, loaded the first time; in a folder that ComfyUI's server shows nobody."""
+    stored = CompileCache(Path(folder_paths.get_system_user_directory("kontextkit"), "compiled"), mode)
+    stored.load()
+    return stored
 
 
 def tell(report: str, node_id: str | None) -> None:
