@@ -32,6 +32,11 @@ class FirstBlockSettings:
     most_skips: int = 4
     computed: Collection[int] | None = None
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether any step can be skipped."""
+        return self.threshold > 0 or self.computed is not None
+
 
 class FirstBlockCache:
     """What one condition's steps gave so far in one run. Memory: order + 2 times the target's tokens."""
