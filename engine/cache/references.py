@@ -36,7 +36,7 @@ class ReferenceCache:
         """Before a pass: whether it leaves the references out. n_own: text and target tokens, which come first."""
         s = self.settings
         self.n_own = n_own
-        self.reuses = bool(self.kept) and self.n_computed >= s.n_first and self.n_since_refresh < s.interval - 1
+        self.reuses = self.n_computed >= max(1, s.n_first) and self.n_since_refresh < s.interval - 1
         return self.reuses
 
     def computed(self) -> None:
