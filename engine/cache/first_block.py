@@ -66,7 +66,8 @@ class FirstBlockCache:
     def keep(self, rest: Tensor) -> None:
         """See `engine.flux.hooks.Cache`."""
         self.first, self.pending = self.pending, None
-        self.rests = [(self.sigma, rest), *self.rests[: self.settings.order]]
+        others = [point for point in self.rests if point[0] != self.sigma]  # a line needs two noise levels
+        self.rests = [(self.sigma, rest), *others[: self.settings.order]]
 
     def _may_skip(self) -> bool:
         s = self.settings

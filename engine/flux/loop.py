@@ -63,6 +63,8 @@ def run_blocks(transformer: Module, stream: Stream, hooks: BlockHooks, n_target:
         hooks.skipped()
         stream.img = after + rest
         return
+    if cache:
+        after = after.clone()  # where a patch leaves the next block out, its residual is added to these very tokens
     run_double_blocks(transformer.transformer_blocks, stream, hooks, range(1, len(transformer.transformer_blocks)))
     stream.img = clamp_half(stream.img)
     run_single_blocks(transformer.single_transformer_blocks, stream, hooks)
