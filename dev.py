@@ -3,6 +3,7 @@
 python3 dev.py demo     edit a picture in a real ComfyUI and print where it lies
 python3 dev.py test     run all tests on the newest supported ComfyUI, those that meet ComfyUI on the oldest too
 python3 dev.py serve    start ComfyUI with this pack, for you to try
+python3 dev.py bench    measure the optimizer, in full on a card (20 minutes, 80 GB), else a tiny model on the CPU
 
 Words after `test` go to pytest. $COMFYUI_PATH names a ComfyUI of your own, $KONTEXTKIT_CACHE the folder for downloads,
 $CHROMIUM a browser.
@@ -34,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("command", choices=("demo", "test", "serve"))
+    parser.add_argument("command", choices=("demo", "test", "serve", "bench"))
     parser.add_argument("--comfyui", choices=RELEASES, metavar="VERSION", help=f"one of {', '.join(RELEASES)}")
     parser.add_argument("--port", type=int, default=8188, help="for serve, 8188 by default")
     options, rest = parser.parse_known_args()
@@ -43,6 +44,9 @@ def main() -> int:
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     python, comfyui = prepare(options.comfyui or NEWEST)
+    if options.command == "bench":
+        with running(python, "devtools.bench", "--comfyui", str(comfyui)) as process:
+            return process.wait()
     base = ROOT / ".dev" / "base"
     extra = ["--serve", str(options.port)] if options.command == "serve" else []
     with running(python, "devtools.demo", "--comfyui", str(comfyui), "--base", str(base), *extra) as process:

@@ -70,22 +70,26 @@ class Editor:
         self, prompts: Sequence[str], references: list[Tensor], settings: Settings, seed: int, right: Tensor
     ) -> Tensor:
         """Pictures (B, 3, H, W) made from B prompts and references (B, 3, H, W) each."""
-        import node_helpers
-
         import nodes
 
         latents = [self.vae.encode(picture.movedim(1, -1)) for picture in references]
-        positive = self.encode(prompts)
-        values: dict[str, Any] = {"guidance": settings.guidance}
-        positive = node_helpers.conditioning_set_values(positive, values)
-        for latent in latents:
-            positive = node_helpers.conditioning_set_values(positive, {"reference_latents": [latent]}, append=True)
+        positive = self.conditions(prompts, latents, settings.guidance)
         start: dict[str, Any] = {"samples": torch.zeros_like(latents[0])}
         if settings.masked:
             start = {"samples": latents[0], "noise_mask": change_mask(references[0], right)}
         how = (settings.steps, 1.0, "euler", "simple")
         (made,) = nodes.common_ksampler(self.model, seed, *how, positive, self.encode([""]), start)
         return self.decode(made["samples"])
+
+    def conditions(self, prompts: Sequence[str], latents: list[Tensor], guidance: float) -> list[list[Any]]:
+        """One conditioning for B prompts and references' latents (B, 16, h, w) each."""
+        import node_helpers
+
+        values: dict[str, Any] = {"guidance": guidance}
+        positive = node_helpers.conditioning_set_values(self.encode(prompts), values)
+        for latent in latents:
+            positive = node_helpers.conditioning_set_values(positive, {"reference_latents": [latent]}, append=True)
+        return positive
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in 0-1."""

@@ -126,7 +126,7 @@ class Run:
 
     def sample(self, n_steps: int) -> tuple[Any, list[float]]:
         """Picture (latent) and seconds of each step, the first with all that goes before it."""
-        import comfy.sample
+        import sampling
         import torch
 
         times = [time.perf_counter()]
@@ -136,10 +136,7 @@ class Run:
             times.append(time.perf_counter())
 
         with torch.inference_mode():
-            picture = comfy.sample.sample(
-                self.patcher, self.noise, n_steps, 1.0, "euler", "simple", self.conditioning, self.conditioning,
-                torch.zeros_like(self.noise), callback=after_step, disable_pbar=True, seed=0,
-            )  # fmt: skip
+            picture = sampling.sample(self.patcher, self.noise, n_steps, self.conditioning, after_step)
         end_of_node()
         return picture, [after - before for before, after in pairwise(times)]
 

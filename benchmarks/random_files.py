@@ -97,12 +97,19 @@ def write_lora(path: Path, linears: Mapping[str, tuple[int, int]], rank: int, se
 
 def base_files(folder: Path, shapes: Mapping[str, Shape], mix: str) -> dict[str, Path]:
     """{name: file} of random weights in BF16 and in a mix, written unless they are there."""
-    files = {"bf16": folder / "bf16.safetensors", mix.lower(): folder / f"{mix}.gguf"}
-    if not files["bf16"].exists():
-        write_bf16(files["bf16"], shapes)
-    if not files[mix.lower()].exists():
-        write_gguf(files[mix.lower()], mixed(shapes, mix))
-    return files
+    return {"bf16": base_file(folder, shapes), mix.lower(): base_file(folder, shapes, mix)}
+
+
+def base_file(folder: Path, shapes: Mapping[str, Shape], mix: str = "") -> Path:
+    """The file of random weights in BF16, or in a mix, written unless it is there."""
+    path = folder / (f"{mix}.gguf" if mix else "bf16.safetensors")
+    if path.exists():
+        return path
+    if mix:
+        write_gguf(path, mixed(shapes, mix))
+    else:
+        write_bf16(path, shapes)
+    return path
 
 
 def full_step(tiny: bool) -> tuple[dict[str, Shape], dict[str, Any]]:

@@ -66,6 +66,12 @@ def variant(parser: argparse.ArgumentParser, options: argparse.Namespace, *names
         options.out = options.out.with_stem("_".join((options.out.stem, *names)))
 
 
+def tiny_variant(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """A tiny model's result is nobody's: it lies under .dev, unless --out says otherwise."""
+    if options.tiny and options.out == parser.get_default("out"):
+        options.out = ROOT / ".dev" / "bench" / options.out.name
+
+
 @contextmanager
 def folder(options: argparse.Namespace) -> Iterator[Path]:
     """Where large files lie: --folder, which keeps them for the next script, or one that goes with the run."""
@@ -112,6 +118,19 @@ def in_turns(steps: dict[Any, Callable[[], Any]], turns: int = 8, warm_up: int =
 
 def write(path: Path, rows: list[dict[str, Any]], script: str, *options: str) -> None:
     """The rows as one JSON file, and as a table on the screen."""
+    save(path, rows, script, *options)
+    show(rows)
+
+
+def show(rows: list[dict[str, Any]], notes: bool = True) -> None:
+    """The rows as a table on the screen."""
+    for row in rows:
+        measured = "failed" if row["measured"] is None else f"{row['measured']:.4g}"
+        print(f"{row['name']:42} {measured:>12} {row['unit']:8} {row['note'] if notes else ''}".rstrip())
+
+
+def save(path: Path, rows: list[dict[str, Any]], script: str, *options: str) -> None:
+    """The rows as one JSON file."""
     import comfyui_version
     import diffusers
     import torch
@@ -127,9 +146,6 @@ def write(path: Path, rows: list[dict[str, Any]], script: str, *options: str) ->
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(as_text(report))
-    for row in rows:
-        measured = "failed" if row["measured"] is None else f"{row['measured']:.4g}"
-        print(f"{row['name']:42} {measured:>12} {row['unit']:8} {row['note']}")
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -1,0 +1,51 @@
+"""Sampling through ComfyUI as its KSampler node does it, and what the optimizer did meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLER, SCHEDULER = "euler", "simple"
+
+
+def sample(
+    model: Any, noise: Tensor, n_steps: int, conditioning: list[Any], after_step: Callable[..., None] | None = None
+) -> Tensor:
+    """A picture (latent) from this noise, without a second guidance."""
+    import comfy.sample
+
+    how = (n_steps, 1.0, SAMPLER, SCHEDULER, conditioning, conditioning, torch.zeros_like(noise))
+    return comfy.sample.sample(model, noise, *how, callback=after_step, disable_pbar=True, seed=0)
+
+
+class Optimized:
+    """A MODEL as `KontextOptimize` returns it, and the last run of it."""
+
+    def __init__(self, patcher: Any, choices: Any):
+        from comfy.patcher_extension import WrappersMP
+        from kontextkit.bridge import optimize
+
+        self.model, self.report = optimize.apply(patcher, choices)
+        self.last: Any = None
+        self.model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "benchmark", self._around_sampler)
+
+    def _around_sampler(self, sample: Callable[..., Any], guider: Any, sigmas: Any, extra: Any, *rest: Any) -> Any:
+        from kontextkit.bridge.run import KEY
+
+        self.last = extra["model_options"]["transformer_options"].get(KEY)
+        return sample(guider, sigmas, extra, *rest)
+
+    def sample(
+        self, noise: Tensor, n_steps: int, conditioning: list[Any], after_step: Callable[..., None] | None = None
+    ) -> tuple[Tensor, list[bool]]:
+        """The picture, and of each step whether it was computed. Raises RuntimeError where blocks did not compile."""
+        latents = sample(self.model, noise, n_steps, conditioning, after_step)
+        if self.last is None:
+            return latents, [True] * n_steps
+        if self.last.failed.reason:
+            raise RuntimeError(f"not compiled: {self.last.failed.reason}")
+        assert len(self.last.passes) == n_steps
+        return latents, [not skipped for skipped, _ in self.last.passes]
