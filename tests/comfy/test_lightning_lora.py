@@ -1,6 +1,7 @@
 """The node: what it lists, gives, says and refuses."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -117,6 +118,16 @@ def test_a_changed_file_is_applied_again_and_a_link_is_no_file(folder, node):
     path.write_bytes(b"22")
     assert node.fingerprint_inputs(lora_name="x.safetensors") != first
     assert node.fingerprint_inputs(model=None, lora_name=None) == ""
+
+
+def test_the_demo_s_own_lightning_lora_matches_whole_and_asks_for_8_steps(folder, node):
+    from kontextkit.bridge.demo import FOLDER, load_demo
+
+    shutil.copy(FOLDER / "demo_lightning.safetensors", folder)
+    _, steps, guidance, report = node.execute(load_demo("BF16")[0], "demo_lightning.safetensors", 1.0, "auto").result
+    assert (steps, guidance) == (8, 1.0)
+    assert "128 of 128 keys" in report
+    assert "Warning" not in report
 
 
 # in a real server
