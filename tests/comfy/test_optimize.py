@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hosted_loras import with_lora
 from kontextkit.engine.tiers.presets import PRESETS
 from optimized import NODE, SKIPS, mapped, optimized
 from oracle import conditioning, error, k_sampler, latent
@@ -97,6 +98,13 @@ def test_skipping_spares_passes_and_keeps_the_picture_near(model, said):
     assert computed + skipped == STEPS
     assert skipped > 0
     assert 0 < near < error(sample(mapped(model, 0)), expected)
+
+
+def test_compiled_blocks_with_a_lora_paint_the_same_picture(model, lora_files, said):
+    ours = with_lora(model, lora_files["a"])
+    for more in ({}, {"cfg": 2.0, "seed": 4}):
+        assert error(sample(optimized(ours, compile="default"), **more), sample(ours, **more)) < 1e-4
+    assert said.texts[-1].endswith("Compiled: nothing recompiled.")
 
 
 # other ways to sample

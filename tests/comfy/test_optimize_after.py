@@ -5,8 +5,10 @@ import weakref
 
 import pytest
 import torch
+from kontextkit.engine.cache.first_block import FirstBlockSettings
+from kontextkit.engine.tiers.presets import Choices
 from optimized import SKIPS, optimized, patched
-from oracle import conditioning, k_sampler, latent, normal
+from oracle import DEVICE, conditioning, inputs, k_sampler, latent, normal
 
 pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
 
@@ -141,3 +143,31 @@ def test_a_run_s_own_caches_go_with_its_last_step_even_where_it_is_held(model, m
     sample(optimized(model, SKIPS))
     broken_off(optimized(model, SKIPS), fail)
     assert [each.caches for each in held] == [{}, {}]
+
+
+def test_a_skipped_pass_asks_dynamic_vram_for_its_first_block_alone(model, monkeypatch):
+    """Through ComfyUI's queue, which a card alone makes."""
+    from kontextkit.bridge import prefetch
+    from kontextkit.bridge.run import KEY, SamplingRun
+
+    queue, asked = [], []
+
+    def make(blocks, device, options):
+        queue[:] = [None, *blocks, None]
+        return queue
+
+    def pop(queue, device, module):
+        queue.pop(0)
+        asked.append(queue[0] and queue[0].block)
+
+    monkeypatch.setattr(prefetch, "make_prefetch_queue", make)
+    monkeypatch.setattr(prefetch, "prefetch_queue_pop", pop)
+    hosted = model.model.diffusion_model.to(DEVICE)
+    blocks = [*hosted.transformer.transformer_blocks, *hosted.transformer.single_transformer_blocks]
+    run = SamplingRun(Choices(FirstBlockSettings(computed={0})), [1.0, 0.5, 0.0], torch.device(DEVICE))
+    for run.step, expected in enumerate([[*blocks, None], [blocks[0], None]]):
+        hosted(**inputs(), transformer_options={KEY: run})
+        run.n_evaluations.clear()
+        assert asked == expected
+        assert queue == [None]
+        asked.clear()

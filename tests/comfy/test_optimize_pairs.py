@@ -82,6 +82,19 @@ FEATURES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graphs_run_as_they_are():
+    """On the CPU Inductor takes minutes for all of these; it is met in test_compiled.py and test_optimize.py."""
+    from torch._dynamo.backends.debugging import aot_eager
+
+    torch._dynamo.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **_: aot_eager(graph, inputs))
+        yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="module")
 def base(twins):
     import comfy.model_management as management
@@ -170,15 +183,14 @@ def test_nothing_is_compiled_again_for_other_sizes_prompts_references_and_streng
     assert all("Compiled: nothing recompiled." in each for each in again)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_compiled_blocks_take_weights_left_on_the_host(base, said, share):
+def test_compiled_blocks_take_weights_left_on_the_host(base, said):
     import comfy.model_management as management
 
     expected = k_sampler(base)
     management.unload_all_models()
     ours = optimized(base, compile="default")
-    grow, room = ours.partially_load, int(share * ours.model_size())
-    ours.partially_load = lambda device, extra=0, **more: grow(device, max(1, room), **more)
+    grow, room = ours.partially_load, int(0.5 * ours.model_size())
+    ours.partially_load = lambda device, extra=0, **more: grow(device, room, **more)
     assert error(k_sampler(ours), expected) < LIMIT
     assert ours.loaded_size() < ours.model_size()
     assert re.search("^(Compiled|Not compiled): ", said.texts[-1], re.MULTILINE)

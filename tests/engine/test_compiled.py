@@ -64,13 +64,13 @@ def new_graphs(model, *calls, **more):
     return n_graphs() - before
 
 
-@pytest.mark.parametrize("qtype", ["F32", "Q8_0"])
-def test_sizes_prompts_and_references_take_one_graph_a_piece_together(build, qtype):
+@pytest.mark.parametrize(("qtype", "batch"), [("F32", 1), ("Q8_0", 2)])
+def test_sizes_prompts_and_references_take_one_graph_a_piece_together(build, qtype, batch):
     torch._dynamo.reset()
     model = build(qtype)
-    assert new_graphs(model, "first") == N_PIECES
-    assert new_graphs(model, *CALLS) == 0
-    assert new_graphs(build(qtype), "references") == 0
+    assert new_graphs(model, "first", batch=batch) == N_PIECES
+    assert new_graphs(model, *CALLS, batch=batch) == 0
+    assert new_graphs(build(qtype), "references", batch=batch) == 0
 
 
 # where compiling fails
@@ -111,6 +111,7 @@ def test_running_out_of_memory_in_the_compiler_is_told_as_such(build, broken):
 
 def test_eager_goes_on_where_there_are_too_many_kinds_of_blocks(build):
     model, failed = build("F32"), CompileFailed()
+    torch._dynamo.reset()
     velocity(model, hooks=Compiled(failed))
     with torch._dynamo.config.patch(recompile_limit=1):
         two = velocity(model, hooks=Compiled(failed), batch=2)
