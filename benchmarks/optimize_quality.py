@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="after which the rest is left out")
     parser.add_argument("--plot", action="store_true", help="only draw what was measured before")
     options = parser.parse_args()
-    report.tiny_variant(parser, options)
+    report.tiny_variant(options)
     if options.plot:
         plot(options)
         return

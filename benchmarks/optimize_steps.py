@@ -41,7 +41,15 @@ from stages import Stages
 from timed_runs import Column, Sample, take_turns
 from torch import Tensor
 
-PARTS = ("main", "probes", "peers", "torch_compile", "autotune", "vae", "mix")
+PARTS = {  # and the row that says so where a part came to nothing
+    "main": "optimize.quality.step_ms",
+    "probes": "optimize.bookkeeping_ms",
+    "peers": "peer.comfyui.step_ms",
+    "torch_compile": "peer.comfyui_compiled.step_ms",
+    "autotune": "optimize.quality_autotune.step_ms",
+    "vae": "vae.decode_ms.plain",
+    "mix": "optimize.q4_k_m.quality.step_ms",
+}
 GOALS = {"quality": 1.3, "balanced": 2.8}
 AUTOTUNE = "max-autotune-no-cudagraphs"
 MAP = re.compile(r"\[([\d, ]+)\]")
@@ -63,10 +71,10 @@ class Bench:
     def everything(self) -> None:
         """The parts that were asked for."""
         models = set(self.options.parts) - {"probes", "vae"}
-        if models and not self.stages.run("weights, on the card", self.load, ("optimize.quality.step_ms",)):
+        if models and not self.stages.run("weights, on the card", self.load, (PARTS["main"],)):
             return
         for part in self.options.parts:
-            self.stages.run(f"part {part}", getattr(self, part))
+            self.stages.run(f"part {part}", getattr(self, part), (PARTS[part],))
 
     def load(self) -> None:
         """Our MODEL, and diffusers' module around its weights."""
@@ -107,7 +115,7 @@ class Bench:
 
         patcher = patcher or self.ours
         choices, note = PRESETS[preset], ""
-        if choices.cache:
+        if choices.cache and "cache" not in changes:
             steps = tuple(step for step in self.maps[preset] if step < self.n_steps)
             note = f"computes steps {', '.join(map(str, steps))}"
             choices = replace(choices, cache=replace(choices.cache, computed=steps))
@@ -124,14 +132,19 @@ class Bench:
         self.turns(*columns, rounds=self.options.rounds, silent=False)
 
     def peers(self) -> None:
-        """Others, and our pieces."""
+        """Others, and our pieces; `measuring` looks at every step's change, as a threshold does, and skips none."""
+        from kontextkit.engine.cache.first_block import FirstBlockSettings
+
+        easy_cache = self.comfyui("comfyui_easycache", "easy_cache", "node EasyCache, its own choice of steps")
+        easy_cache.steps_only = True
         self.turns(
             self.column("off", "off"),
             self.column("attention_only", "quality", compile="off"),
             self.column("compile_only", "quality", attention="comfyui"),
             Column("peer.diffusers_first_block_cache", self.first_block_cache, "computes the balanced preset's steps"),
+            self.column("measuring", "balanced", cache=FirstBlockSettings(threshold=1e-9)),
             self.comfyui("comfyui", "plain", "core loader"),
-            self.comfyui("comfyui_easycache", "easy_cache", "node EasyCache"),
+            easy_cache,
             Column(
                 "peer.diffusers_compiled",
                 self.diffusers.compiled,
@@ -241,8 +254,8 @@ def main() -> None:
     parser.add_argument("--mix", choices=MIXES, default="Q4_K_M")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
     options = parser.parse_args()
-    report.tiny_variant(parser, options)
-    report.variant(parser, options, *(options.parts if options.parts != parser.get_default("parts") else ()))
+    report.variant(parser, options, *(options.parts if options.parts != list(PARTS) else ()))
+    report.tiny_variant(options)
     maps = read_maps(options)
     report.import_comfyui()
     report.import_pack()

@@ -66,9 +66,9 @@ def variant(parser: argparse.ArgumentParser, options: argparse.Namespace, *names
         options.out = options.out.with_stem("_".join((options.out.stem, *names)))
 
 
-def tiny_variant(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def tiny_variant(options: argparse.Namespace) -> None:
     """A tiny model's result is nobody's: it lies under .dev, unless --out says otherwise."""
-    if options.tiny and options.out == parser.get_default("out"):
+    if options.tiny and options.out.parent == RESULTS:
         options.out = ROOT / ".dev" / "bench" / options.out.name
 
 

@@ -78,7 +78,7 @@ class Column:
     name: of its rows. make: gives what samples (steps, after each step) -> (latents, which steps it computed).
     note: for its rows. goal: of its speed-up. mode: where it compiles, the name under which that is reported.
     weights: bytes on the card, where its peak is reported. silent: it only serves others as their measure.
-    most: seconds that its first run may take.
+    most: seconds that its first run may take. steps_only: which steps it skips means nothing, so runs do not either.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Column:
     weights: int = 0
     silent: bool = False
     most: float = math.inf
+    steps_only: bool = False
     sample: Sample | None = None
     first: Timed | None = None
     n_graphs: int = 0
@@ -141,21 +142,24 @@ def rows_of(column: Column, base: Column) -> list[dict[str, Any]]:
     n_steps, n_runs = len(column.runs[0].computed), len(column.runs)
     spread = f"{n_runs} runs, {min(r.seconds for r in column.runs):.3f} to {max(r.seconds for r in column.runs):.3f} s"
     note = ", ".join(filter(None, (f"{n_steps} steps", column.note, spread if n_runs > 1 else "one run")))
-    rows = [report.row(f"{column.name}.seconds", column.seconds, "s", note)]
-    if base.runs and column is not base:
+    rows = []
+    if not column.steps_only:
+        rows.append(report.row(f"{column.name}.seconds", column.seconds, "s", note))
+    if base.runs and column is not base and not column.steps_only:
         words = f"{base.name} over this, in turns in one process; {note}"
         ratio = base.seconds / column.seconds
         rows.append(report.row(f"{column.name}.speedup", ratio, "times", words, column.goal, "higher"))
     every = [pair for run in column.runs for pair in zip(run.step_ms, run.computed[1:], strict=True)]
     by = {kind: [ms for ms, computed in every if computed is kind] for kind in (True, False)}
-    if not by[False]:
-        rows.append(report.row(f"{column.name}.step_ms", median(by[True]), "ms", f"median; {note}"))
+    if by[True] and (column.steps_only or not by[False]):
+        rows.append(report.row(f"{column.name}.step_ms", median(by[True]), "ms", f"median of computed steps; {note}"))
     else:
         words = f"a run over its steps, {sum(column.runs[0].computed)} of them computed; {note}"
         rows.append(report.row(f"{column.name}.step_ms", 1e3 * column.seconds / n_steps, "ms", words))
-        for word, kind in (("computed", True), ("skipped", False)):
-            if by[kind]:
-                rows.append(report.row(f"{column.name}.{word}_ms", median(by[kind]), "ms", "median of such steps"))
+        if by[True]:
+            rows.append(report.row(f"{column.name}.computed_ms", median(by[True]), "ms", "median of computed steps"))
+    if by[False]:
+        rows.append(report.row(f"{column.name}.skipped_ms", median(by[False]), "ms", "median of skipped steps"))
     if column.weights and DEVICE == "cuda":
         more = max(run.n_bytes for run in column.runs)
         words = f"{column.weights / GB:.1f} GB of weights and what a run takes beside them"
