@@ -146,9 +146,10 @@ def bookkeeping_ms(settings: Any, n_steps: int) -> float:
     shapes, next_step = ((1, 16, 128, 128), (1, 512, 4096), (1, 4096, 64)), run.after_step(None)
     begin = time.perf_counter()
     for step in range(n_steps):
-        cache = run.cache(options, shapes)
+        caches = run.cached(options, shapes)
+        cache = caches.blocks
         assert cache
-        with run.timed(cache):
+        with run.timed(caches):
             if cache.predict(first) is None:
                 cache.keep(first)
         next_step(step)

@@ -27,6 +27,7 @@ ORDERS = (1, 0, 2)  # the presets' own first
 PRESETS = ("quality", "balanced", "fast")
 GOALS = {"quality": 0.999, "balanced": 0.97}  # SSIM
 SUCCESS_LOSS = 0.01  # of edits, at most
+INTERVALS = (2, 4, 7, 100)  # at which references are computed anew; 100: never again
 MOST_SKIPS, STARTS = (2, 4, 8), (0.0, 0.1)  # at threshold 0.25, order 1
 SHARE = 3  # of all edits, one in so many serves where there are many settings
 TINY = {"kinds": ("recolor", "combine two", "combine three"), "thresholds": (0.12, 0.5), "steps": 5, "size": (128, 128)}
@@ -52,19 +53,25 @@ class Quality:
     def everything(self) -> None:
         """Stage by stage, the presets first."""
         from kontextkit.engine.cache.first_block import FirstBlockSettings
+        from kontextkit.engine.cache.references import ReferenceSettings
+        from kontextkit.engine.tiers.presets import Choices
 
         if not self.stages.run("every step computed", self.uncached, ("optimize.off.edit_success",), "share"):
             return
         for name in PRESETS:
             self.stages.run(f"preset {name}", lambda name=name: self.preset(name), (f"optimize.{name}.ssim",), "SSIM")
         self.stages.run("compiled blocks", self.compiled, ("optimize.compile.ssim",), "SSIM")
+        for interval in INTERVALS:
+            for name, cache in (("", None), (".t0_25", FirstBlockSettings(0.25))):
+                kept = Choices(cache, references=ReferenceSettings(interval=interval))
+                self.setting(f"references.every{interval}{name}", kept)
         for order in ORDERS:
             for threshold in self.thresholds:
-                self.setting(f"{words('t', threshold)}.o{order}", FirstBlockSettings(threshold, order))
+                self.setting(f"cache.{words('t', threshold)}.o{order}", Choices(FirstBlockSettings(threshold, order)))
         for start in STARTS:
             for most in MOST_SKIPS:
                 cache = FirstBlockSettings(0.25, 1, start, most_skips=most)
-                self.setting(f"t0_25.o1.skips{most}.{words('start', start)}", cache)
+                self.setting(f"cache.t0_25.o1.skips{most}.{words('start', start)}", Choices(cache))
 
     def uncached(self) -> None:
         """The pictures that all others are compared with."""
@@ -106,14 +113,13 @@ class Quality:
             self.stages.add(report.row(stem, likeness.mean().item(), "SSIM", note, better="higher"))
             self.stages.add(report.row(f"{stem}_worst", likeness.min().item(), "SSIM", better="higher"))
 
-    def setting(self, name: str, cache: Any) -> None:
-        """A setting of the cache on few edits, blocks and attention as they are without an optimizer."""
-        from kontextkit.engine.tiers.presets import Choices
+    def setting(self, name: str, choices: Any) -> None:
+        """Choices on few edits."""
 
         def work() -> None:
-            self.add(f"cache.{name}", self.few, self.singles.make(Choices(cache), self.few), MEASURES)
+            self.add(name, self.few, self.singles.make(choices, self.few), MEASURES)
 
-        self.stages.run(name, work, (f"optimize.cache.{name}.ssim",), "SSIM")
+        self.stages.run(name, work, (f"optimize.{name}.ssim",), "SSIM")
 
     def add(
         self,

@@ -48,4 +48,4 @@ class Optimized:
         if self.last.failed.reason:
             raise RuntimeError(f"not compiled: {self.last.failed.reason}")
         assert len(self.last.passes) == n_steps
-        return latents, [not skipped for skipped, _ in self.last.passes]
+        return latents, [kind != "skipped" for kind, _ in self.last.passes]

@@ -13,7 +13,6 @@ import comfy.ops
 from comfy.ldm.flux.math import attention
 from torch import Tensor
 
-from ..engine.cache.first_block import FirstBlockCache
 from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
 from .prefetch import Prefetch
 from .run import KEY as RUN
@@ -31,19 +30,26 @@ class ComfyHooks(BlockHooks):
         control: dict[str, Any] | None,
         prefetch: Prefetch,
         shapes: tuple[object, ...] = (),
+        kept_bytes: int = 0,
     ):
-        """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches."""
+        """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches.
+
+        kept_bytes: what keys and values of its references take, 0 where they cannot be kept.
+        """
         self.options = transformer_options.copy()
         self.control = control or {}
         self.prefetch = prefetch
         self.run: SamplingRun | None = transformer_options.get(RUN)
         if self.run is not None:
-            self.parts, self.rotates = self.run.parts, self.run.compiles and not self.patches("attn1_patch")
-            self.cache: FirstBlockCache | None = self.run.cache(transformer_options, shapes)
+            self.caches = self.run.cached(transformer_options, shapes)
+            self.parts, self.cache = self.run.parts, self.caches.blocks
+            if not self.patches("attn1_patch"):  # such a patch wants q and k as they are before rotation, of all tokens
+                self.references = self.caches.references if self.run.has_room(kept_bytes) else None
+                self.rotates = self.run.compiles or self.references is not None
 
     def timed(self) -> AbstractContextManager[None]:
         """Around the pass, for an optimizer's report."""
-        return nullcontext() if self.run is None else self.run.timed(self.cache)
+        return nullcontext() if self.run is None else self.run.timed(self.caches)
 
     def patches(self, name: str) -> Iterable[Callable[..., Any]]:
         """The patches of one kind, as they are now: a patch may add others."""

@@ -25,7 +25,7 @@ from ..engine.lora.stack import LoraStack
 from ..engine.quant import QuantLinear
 from .model import KontextModel
 from .notes import show_here
-from .patcher import patcher_class
+from .patcher import is_dynamic, patcher_class
 
 KEY = "kontextkit.lora"
 STRONGEST = 10.0
@@ -126,8 +126,8 @@ def bring_along(prepare: Callable[..., Any], patcher: Any, *rest: Any, **more: A
     Only now, because of several nodes in a row the last one's factors alone are needed.
     """
     if not patcher.get_additional_models_with_key(KEY):
-        dtype = patcher.model.get_dtype_inference()
-        patcher.set_additional_models(KEY, [_stacks.patcher([each.lora for each in applied(patcher)], dtype)])
+        loras, dtype = [each.lora for each in applied(patcher)], patcher.model.get_dtype_inference()
+        patcher.set_additional_models(KEY, [_stacks.patcher(loras, dtype, not is_dynamic(patcher))])
     return prepare(patcher, *rest, **more)
 
 
@@ -150,11 +150,11 @@ class _Stacks:
     def __init__(self) -> None:
         self.kept: OrderedDict[tuple[object, ...], tuple[list[Lora], Any]] = OrderedDict()
 
-    def patcher(self, loras: list[Lora], dtype: torch.dtype) -> Any:
+    def patcher(self, loras: list[Lora], dtype: torch.dtype, disable_dynamic: bool) -> Any:
         """A ModelPatcher of the `LoraStack` of these LoRAs."""
-        key = (dtype, *map(id, loras))  # ids stay unique while the LoRAs are kept beside
+        key = (dtype, disable_dynamic, *map(id, loras))  # ids stay unique while the LoRAs are kept beside
         if key not in self.kept:
-            self.kept[key] = loras, _make_patcher(loras, dtype)
+            self.kept[key] = loras, _make_patcher(loras, dtype, disable_dynamic)
         self.kept.move_to_end(key)
         while len(self.kept) > N_STACKS:
             self.kept.popitem(last=False)

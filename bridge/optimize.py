@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import folder_paths
 from comfy.patcher_extension import WrappersMP
 
 from ..engine.attention.backends import BACKENDS, why_not
+from ..engine.flux.compile_cache import CompileCache
 from ..engine.tiers.presets import AUTO, Choices
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
 from .notes import show
+from .patcher import is_dynamic
 from .run import KEY as RUN
 from .run import OVERRIDE, SamplingRun
 
@@ -44,18 +49,14 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     if choices.target_ssim and vae is None:
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
     resolved, lines = resolve(choices)
-    clone = patcher.clone(disable_dynamic=True) if needs_whole_weights(patcher, resolved) else patcher.clone()
+    compiles = resolved.compile != "off"  # no graph can hold weights that come over inside it
+    clone = patcher.clone(disable_dynamic=True) if compiles and is_dynamic(patcher) else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, around_run), (WrappersMP.SAMPLER_SAMPLE, around_sampler)):
         clone.remove_wrappers_with_key(kind, KEY)
         if resolved != Choices():
             clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone, "\n".join(lines)
-
-
-def needs_whole_weights(patcher: Any, choices: Choices) -> bool:
-    """Dynamic VRAM brings weights over inside each Linear, which no compiled graph can hold."""
-    return choices.compile != "off" and bool(getattr(patcher, "is_dynamic", bool)())
 
 
 def resolve(choices: Choices) -> tuple[Choices, list[str]]:
@@ -78,6 +79,9 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
         lines.append(f"{words}, at most {cache.most_skips} in a row; order {cache.order}.")
     else:
         lines.append("Every step is computed.")
+    if choices.references and choices.references.interval > 1:
+        every = f"computed at the first {choices.references.n_first} computed steps"
+        lines.append(f"References are {every} and then at every {choices.references.interval}th.")
     if choices.compile != "off":
         lines.append(f"The blocks are compiled ({choices.compile}); the first run takes longer.")
     if choices.attention != "comfyui":
@@ -114,10 +118,22 @@ def around_sampler(
     run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device)
     if choices.attention != "comfyui":
         options.setdefault(OVERRIDE, run.attend)
+    if run.compiles:
+        stored = compile_cache(choices.compile)
     with run.going():
         result = sample(guider, sigmas, extra_args, run.after_step(callback), *rest, **more)
+    if run.compiles and run.n_graphs and not run.failed.reason:
+        stored.save()
     tell(run.report(), applied.node_id)
     return result
+
+
+@cache
+def compile_cache(mode: str) -> CompileCache:
+    """The compiled blocks on disk, loaded the first time; in a folder that ComfyUI's server shows nobody."""
+    stored = CompileCache(Path(folder_paths.get_system_user_directory("kontextkit"), "compiled"), mode)
+    stored.load()
+    return stored
 
 
 def tell(report: str, node_id: str | None) -> None:

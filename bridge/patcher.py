@@ -29,6 +29,11 @@ def patcher_class(load_device: torch.device, disable_dynamic: bool) -> Any:
     return comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
 
 
+def is_dynamic(patcher: Any) -> bool:
+    """Whether dynamic VRAM brings its weights over inside each Linear."""
+    return bool(getattr(patcher, "is_dynamic", bool)())  # ComfyUI 0.18 has no such question
+
+
 @cache
 def _kontext_patcher(base: Any) -> Any:
     """ComfyUI chooses the base when it starts, after this file may have been imported."""

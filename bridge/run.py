@@ -6,20 +6,43 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
 from ..engine.attention.backends import BACKENDS, fastest
 from ..engine.cache.first_block import FirstBlockCache
+from ..engine.cache.references import ReferenceCache
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, n_graphs, recompiles_allowed
 from ..engine.tiers.presets import AUTO, Choices
 
+KINDS = {
+    "computed": "passes computed",
+    "without references": "with kept references",
+    "skipped": "skipped",
+}  # of passes, and how the report calls them
+SHARE_OF_FREE = 0.5  # of the memory that kept references may take; the pass needs some too
 KEY = "kontextkit.run"  # in transformer_options
 OVERRIDE = "optimized_attention_override"  # ComfyUI's name, in transformer_options
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Of one condition; None for what is not chosen."""
+
+    blocks: FirstBlockCache | None
+    references: ReferenceCache | None
+
+    def kind(self) -> str:
+        """Of the pass that just ran, for the report: a key of KINDS."""
+        if self.blocks and self.blocks.n_skipped_in_a_row > 0:
+            return "skipped"
+        return "without references" if self.references and self.references.reuses else "computed"
 
 
 class SamplingRun:
@@ -28,12 +51,14 @@ class SamplingRun:
     def __init__(self, choices: Choices, sigmas: Sequence[float], device: torch.device):
         self.choices, self.sigmas, self.device = choices, sigmas, device
         self.step = 0
-        self.caches: dict[tuple[object, ...], FirstBlockCache] = {}
+        self.caches: dict[tuple[object, ...], Caches] = {}
         self.n_evaluations: Counter[tuple[object, ...]] = Counter()  # of each condition in this step
         self.failed = CompileFailed()
         self.parts = Parts() if choices.compile == "off" else compiled_parts(choices.compile, self.failed)
         self.attention_used = ""
-        self.passes: list[tuple[bool, Callable[[], float]]] = []  # skipped?, its seconds, read at the end
+        self.room: bool | None = None
+        self.notes: list[str] = []
+        self.passes: list[tuple[str, Callable[[], float]]] = []  # kind, its seconds, read at the end
         self.n_graphs = 0
         self.seconds, self.peak_bytes = 0.0, 0
 
@@ -75,24 +100,36 @@ class SamplingRun:
 
         return count
 
-    def cache(self, options: dict[str, Any], shapes: tuple[object, ...]) -> FirstBlockCache | None:
-        """The cache of the condition that runs, known by its id, its place in the batch and all shapes.
+    def cached(self, options: dict[str, Any], shapes: tuple[object, ...]) -> Caches:
+        """The caches of the condition that runs, known by its id, its place in the batch and all shapes.
 
         A sampler that asks for several velocities a step has a series for each.
         """
-        settings = self.choices.cache
-        if settings is None or (settings.threshold <= 0 and settings.computed is None):
-            return None
         condition = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()), *shapes)
         key = (self.n_evaluations[condition], *condition)
         self.n_evaluations[condition] += 1
         if key not in self.caches:
-            self.caches[key] = FirstBlockCache(settings, self.n_steps)
-        step = min(self.step, self.n_steps - 1)
-        return self.caches[key].at(step, self.sigmas[step])
+            c = self.choices
+            blocks = FirstBlockCache(c.cache, self.n_steps) if c.cache and c.cache.may_skip else None
+            keeps = c.references is not None and c.references.interval > 1
+            self.caches[key] = Caches(blocks, ReferenceCache(c.references) if keeps else None)
+        caches, step = self.caches[key], min(self.step, self.n_steps - 1)
+        if caches.blocks:
+            caches.blocks.at(step, self.sigmas[step])
+        return caches
+
+    def has_room(self, kept_bytes: int) -> bool:
+        """Whether there are references to keep, and memory for them; asked once a run."""
+        if kept_bytes and self.room is None:
+            free = comfy.model_management.get_free_memory(self.device)
+            self.room = kept_bytes < SHARE_OF_FREE * free
+            if not self.room:
+                sizes = f"{kept_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+                self.notes.append(f"References are computed at every step: keeping them would take {sizes}.")
+        return bool(kept_bytes and self.room)
 
     @contextmanager
-    def timed(self, cache: FirstBlockCache | None) -> Iterator[None]:
+    def timed(self, caches: Caches) -> Iterator[None]:
         """Around one pass of the model; a card is not waited for."""
         if self.device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -105,7 +142,7 @@ class SamplingRun:
             yield
             took = time.perf_counter() - start
             seconds = lambda: took  # noqa: E731
-        self.passes.append((cache is not None and cache.n_skipped_in_a_row > 0, seconds))
+        self.passes.append((caches.kind(), seconds))
 
     def attend(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Any:
         """For OVERRIDE: FLUX's own attention goes to the chosen backend, any other to ComfyUI's."""
@@ -120,20 +157,18 @@ class SamplingRun:
 
     def report(self) -> str:
         """What happened, some short lines."""
-        computed = [seconds() for skipped, seconds in self.passes if not skipped]
-        skipped = [seconds() for skipped, seconds in self.passes if skipped]
-        if not computed:
+        seconds = {kind: [read() for each, read in self.passes if each == kind] for kind in KINDS}
+        if not seconds["computed"]:
             return "No step was computed."
-        lines = [f"{len(computed)} passes computed, {len(skipped)} skipped, in {self.seconds:.2f} s."]
-        if skipped:
-            usual = median(computed)
-            uncached = self.seconds + sum(usual - each for each in skipped)
-            words = f"A computed pass takes {usual * 1e3:.0f} ms, a skipped one {median(skipped) * 1e3:.0f} ms"
-            lines.append(
-                f"{words}; without skipping about {uncached:.2f} s, {uncached / self.seconds:.2f} times as long."
-            )
-        else:
-            lines.append(f"A pass takes {median(computed) * 1e3:.0f} ms.")
+        told = [
+            f"{len(some)} {KINDS[kind]} ({median(some) * 1e3:.0f} ms each)" for kind, some in seconds.items() if some
+        ]
+        lines = [f"{', '.join(told)}; {self.seconds:.2f} s in all."]
+        usual = median(seconds["computed"])
+        spared = sum(usual - each for kind, some in seconds.items() if kind != "computed" for each in some)
+        if spared > 0:
+            full = self.seconds + spared
+            lines.append(f"With every step computed about {full:.2f} s, {full / self.seconds:.2f} times as long.")
         if self.peak_bytes:
             lines.append(f"Peak memory {self.peak_bytes / 1e9:.1f} GB.")
         if self.choices.compile != "off":
@@ -141,4 +176,4 @@ class SamplingRun:
             lines.append(f"Not compiled: {self.failed.reason}." if self.failed.reason else f"Compiled: {done}.")
         if self.attention_used:
             lines.append(f"Attention: {self.attention_used}.")
-        return "\n".join(lines)
+        return "\n".join((*lines, *self.notes))

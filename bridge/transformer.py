@@ -9,6 +9,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor, nn
 
+from ..engine.cache.references import n_bytes
 from ..engine.flux.loop import predict_velocity
 from ..engine.flux.positions import PATCH, Rope, lay_out, unpatchify
 from .hooks import ComfyHooks
@@ -74,7 +75,9 @@ class HostedTransformer(nn.Module):
         blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         prefetch = Prefetch(blocks, x.device, options)
         shapes = (tuple(x.shape), tuple(context.shape), *(tuple(t.shape) for t in tokens[1:]))
-        hooks = ComfyHooks(options, control, prefetch, shapes)
+        n_reference_tokens = 0 if kwargs.get("attention_mask") is not None else sum(t.shape[1] for t in tokens[1:])
+        kept = n_bytes(n_reference_tokens, len(x), transformer.inner_dim, len(blocks), x.element_size())
+        hooks = ComfyHooks(options, control, prefetch, shapes, kept)
         with hooks.timed():
             velocity = predict_velocity(
                 self.transformer,

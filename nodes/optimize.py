@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..bridge import optimize
 from ..engine.attention.backends import BACKENDS
 from ..engine.cache.first_block import ORDERS, FirstBlockSettings
+from ..engine.cache.references import ReferenceSettings
 from ..engine.tiers.presets import AUTO, COMPILE_MODES, PRESETS, Choices
 
 CUSTOM = "custom"
@@ -107,6 +108,16 @@ class KontextOptimize(io.ComfyNode):
                     tooltip=_ONLY + "auto: the fastest exact one of your card, found by timing them once. sage "
                     "computes in 8 bits, so the picture changes. sliced takes little memory on anything.",
                 ),
+                io.Int.Input(
+                    "reference_interval",
+                    default=1,
+                    min=1,
+                    max=100,
+                    advanced=True,
+                    tooltip=_ONLY + "Reference pictures are computed at the first two computed steps and then at every "
+                    "so many; in between their keys and values are kept, which makes a step with references nearly as "
+                    "fast as one without. 1 computes them at every step.",
+                ),
                 io.Vae.Input("vae", optional=True, tooltip="For target_ssim, which compares pictures."),
             ],
             outputs=[
@@ -129,13 +140,15 @@ class KontextOptimize(io.ComfyNode):
         target_ssim: float = 0.0,
         compile: str = AUTO,
         attention: str = AUTO,
+        reference_interval: int = 1,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         """Raises ValueError for a MODEL of another loader, or target_ssim without a VAE."""
         choices = PRESETS.get(preset)
         if choices is None:
             cache = FirstBlockSettings(threshold, int(extrapolation), start, end, most_skips)
-            choices = Choices(cache, compile, attention, target_ssim)
+            references = ReferenceSettings(interval=reference_interval)
+            choices = Choices(cache, compile, attention, target_ssim, references)
         changed, report = optimize.apply(model, choices, cls.hidden.unique_id, vae)
         return io.NodeOutput(changed, report)
 

@@ -37,9 +37,10 @@ class Recipe:
     tokens: int = 120000  # a batch holds about so many, whatever the size of its pictures
 
 
+# From exported weights: guidance anew.
 GOING_ON = Recipe(
-    seed=20261125, rate=3e-4, n_main=30000, n_other=4000, edit_steps=7500
-)  # from exported weights, one card
+    seed=20261126, n_main=12000, n_other=300, edit_steps=0, guidance_steps=400, guidance_rate=2e-4, tokens=160000
+)
 
 SMOKE = Recipe(
     side=64,

@@ -32,6 +32,11 @@ class FirstBlockSettings:
     most_skips: int = 4
     computed: Collection[int] | None = None
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether any step can be skipped."""
+        return self.threshold > 0 or self.computed is not None
+
 
 class FirstBlockCache:
     """What one condition's steps gave so far in one run. Memory: order + 2 times the target's tokens."""
@@ -61,7 +66,8 @@ class FirstBlockCache:
     def keep(self, rest: Tensor) -> None:
         """See `engine.flux.hooks.Cache`."""
         self.first, self.pending = self.pending, None
-        self.rests = [(self.sigma, rest), *self.rests[: self.settings.order]]
+        others = [point for point in self.rests if point[0] != self.sigma]  # a line needs two noise levels
+        self.rests = [(self.sigma, rest), *others[: self.settings.order]]
 
     def _may_skip(self) -> bool:
         s = self.settings

@@ -42,8 +42,8 @@ class CompileFailed:
             try:
                 return compiled(*args)
             except compiler_errors() as error:
-                if _is_out_of_memory(error):
-                    raise
+                if (full := _out_of_memory(error)) is not None:
+                    raise full from None  # ComfyUI knows it by its type
                 self.reason = explain(error)
                 return eager(*args)
 
@@ -89,24 +89,24 @@ def n_graphs() -> int:
 
 def compiler_errors() -> tuple[type[BaseException], ...]:
     """What torch.compile raises where it cannot do its work."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import CppCompileError, InductorError
 
-    return TorchDynamoException, InductorError, CppCompileError
+    return TorchDynamoException, FailOnRecompileLimitHit, InductorError, CppCompileError
 
 
 def explain(error: BaseException) -> str:
     """One sentence for a user."""
-    text = str(error)
+    text = f"{error}\n{error.__cause__ or ''}"
     if "riton" in text and ("install" in text or "not found" in text or "find a working" in text.lower()):
         package = "triton-windows" if torch.version.cuda and _is_windows() else "triton"
         return f"Triton is missing; `pip install {package}` into ComfyUI's Python brings it"
-    if "compiler" in text.lower() and ("not found" in text or "No working C" in text or "InvalidCxxCompiler" in text):
+    if "compiler" in text.lower() and any(words in text for words in ("not found", "No working C", "Failed to find C")):
         return "there is no C++ compiler; install one (g++, or on Windows the Visual Studio Build Tools)"
     if "recompile_limit" in text:
         return f"more than {RECOMPILE_LIMIT} kinds of blocks were met; restart ComfyUI"
-    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"torch.compile failed ({line[:200]})"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith(" raised:")]
+    return f"torch.compile failed ({lines[0][:200] if lines else type(error).__name__})"
 
 
 def _is_windows() -> bool:
@@ -115,9 +115,8 @@ def _is_windows() -> bool:
     return sys.platform == "win32"
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or getattr(error, "inner_exception", None)
-    return False
+def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """What a compiler's error was raised for, where it is this."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return error

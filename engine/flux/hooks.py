@@ -53,16 +53,30 @@ class Cache(Protocol):
         """rest: (B, n_target, D), what all other blocks added to the target's tokens."""
 
 
+class References(Protocol):
+    """Keeps what the references' tokens are to the others over several passes; needs `rotates`."""
+
+    def begin(self, n_own: int) -> bool:
+        """Before a pass: whether the references are left out of it. n_own: text and target tokens."""
+
+    def computed(self) -> None:
+        """After a pass that ran all blocks."""
+
+    def keys_values(self, block: tuple[str, int], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v (B, heads, L, head_dim) of a block as they are to be attended to."""
+
+
 class BlockHooks:
     """Subclass to add; one object serves one forward pass.
 
     parts: what computes the blocks. rotates: whether parts rotate q and k, so that `attend` gets no pe.
-    cache: None, or what may spare all blocks but the first.
+    cache: None, or what may spare all blocks but the first. references: None, or what may spare their tokens.
     """
 
     parts = Parts()
     rotates = False
     cache: Cache | None = None
+    references: References | None = None
 
     def embedded(
         self, img: Tensor, txt: Tensor, img_ids: Tensor, txt_ids: Tensor

@@ -36,6 +36,8 @@ def predict_velocity(
     timestep: (B,) in 0-1; pooled: (B, >= D_pooled) or None for zeros; guidance: (1 or B,) or None for none.
     """
     hooks = hooks or BlockHooks()
+    if hooks.references and hooks.references.begin(txt.shape[1] + n_target):
+        img, img_ids = img[:, :n_target], img_ids[:, :n_target]
     img = transformer.x_embedder(img)
     vec = embed_conditions(transformer.time_text_embed, timestep, pooled, guidance, img)
     txt = transformer.context_embedder(txt)
@@ -61,11 +63,15 @@ def run_blocks(transformer: Module, stream: Stream, hooks: BlockHooks, n_target:
         hooks.skipped()
         stream.img = after + rest
         return
+    if cache:
+        after = after.clone()  # where a patch leaves the next block out, its residual is added to these very tokens
     run_double_blocks(transformer.transformer_blocks, stream, hooks, range(1, len(transformer.transformer_blocks)))
     stream.img = clamp_half(stream.img)
     run_single_blocks(transformer.single_transformer_blocks, stream, hooks)
     if cache:
         cache.keep(stream.img[:, :n_target] - after)
+    if hooks.references:
+        hooks.references.computed()
 
 
 def run_double_blocks(blocks: Module, stream: Stream, hooks: BlockHooks, which: range) -> None:
@@ -101,7 +107,13 @@ def run_single_blocks(blocks: Module, stream: Stream, hooks: BlockHooks) -> None
 def attention(hooks: BlockHooks, place: BlockPlace, s: Stream) -> tuple[Attend, Tensor | None]:
     """The host's attention, and by what q and k are rotated before it: by pe or, where it does that itself, None."""
     early, late = (s.pe, None) if hooks.rotates else (None, s.pe)
-    return lambda q, k, v: hooks.attend(place, q, k, v, late, s.mask), early
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if hooks.references:
+            k, v = hooks.references.keys_values((place.kind, place.index), k, v)
+        return hooks.attend(place, q, k, v, late, s.mask)
+
+    return attend, early
 
 
 def add_residual(img: Tensor, residual: Tensor | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..cache.first_block import FirstBlockSettings
+from ..cache.references import ReferenceSettings
 
 COMPILE_MODES = ("auto", "off", "default", "max-autotune-no-cudagraphs")
 AUTO = "auto"
@@ -15,17 +16,19 @@ class Choices:
     """cache: None computes every step. compile: one of COMPILE_MODES. attention: a name of `engine.attention`.
 
     target_ssim: above 0, the threshold is found that keeps a picture so alike to the one with every step computed.
+    references: None computes them at every step.
     """
 
     cache: FirstBlockSettings | None = None
     compile: str = "off"
     attention: str = "comfyui"
     target_ssim: float = 0.0
+    references: ReferenceSettings | None = None
 
 
 PRESETS = {
     "off": Choices(),
     "quality": Choices(None, AUTO, AUTO),
     "balanced": Choices(FirstBlockSettings(threshold=0.12, order=1), AUTO, AUTO),
-    "fast": Choices(FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO),
+    "fast": Choices(FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO, references=ReferenceSettings()),
 }

@@ -10,6 +10,7 @@ import torch
 from flux_files import write_gguf
 from hosted_loras import linears
 from loras import random
+from optimized import Said
 from oracle import Twins, make_twins
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -82,3 +83,13 @@ def edits(tmp_path_factory):
         after.save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(EDIT)
     return folder
+
+
+@pytest.fixture
+def said(comfyui, monkeypatch):
+    """What runs under Optimize Kontext show."""
+    from kontextkit.bridge import optimize
+
+    said = Said()
+    monkeypatch.setattr(optimize, "show", said.show)
+    return said

@@ -26,6 +26,7 @@ SIZES = {  # of the pictures of each workflow
     "kontext_demo.json": [(256, 256), (256, 256), (520, 256)],
     "kontext_edit.json": [(256, 256)],
     "kontext_lightning.json": [(256, 256)],
+    "kontext_optimized.json": [(256, 256)],
 }
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 

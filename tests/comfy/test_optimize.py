@@ -1,0 +1,162 @@
+"""Optimize Kontext in ComfyUI's own sampling: what it changes, what it leaves, what it says."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kontextkit.engine.tiers.presets import PRESETS
+from optimized import NODE, SKIPS, mapped, optimized
+from oracle import conditioning, error, k_sampler, latent
+
+STEPS = 6
+PLAIN = conditioning(1)  # without references, so that it runs in one batch with the negative
+
+pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
+
+
+@pytest.fixture(scope="module")
+def model(twins):
+    from kontextkit.bridge.model import load
+
+    return load(twins.path, "float32")
+
+
+@pytest.fixture
+def node(comfyui, monkeypatch):
+    """The node as ComfyUI runs it."""
+    from kontextkit.nodes.optimize import KontextOptimize
+
+    monkeypatch.setattr(KontextOptimize, "hidden", SimpleNamespace(unique_id=NODE))
+    return KontextOptimize
+
+
+def sample(model, **more):
+    return k_sampler(model, **{"steps": STEPS} | more)
+
+
+def state(model):
+    """All that a node may have put on a MODEL."""
+
+    def copied(part):
+        if isinstance(part, dict):
+            return {key: copied(value) for key, value in part.items()}
+        return [copied(value) for value in part] if isinstance(part, list) else part
+
+    parts = ("model_options", "wrappers", "attachments", "callbacks", "additional_models", "patches", "object_patches")
+    return {name: copied(getattr(model, name)) for name in parts}
+
+
+# what it changes
+
+
+def test_off_and_threshold_zero_change_no_bit(model, node, said):
+    expected = sample(model)
+    assert torch.equal(sample(node.execute(model, "off").result[0]), expected)
+    assert said.texts == []
+    custom = node.execute(model, "custom", threshold=0.0, compile="off", attention="comfyui").result[0]
+    assert torch.equal(sample(custom), expected)
+    assert said.passes() == (STEPS, 0)
+
+
+def test_a_map_that_computes_every_step_changes_no_bit(model):
+    for cfg in (1.0, 2.0):
+        assert torch.equal(sample(mapped(model, *range(STEPS)), cfg=cfg), sample(model, cfg=cfg))
+
+
+def test_the_model_that_came_in_stays_as_it_was(model, node):
+    before = state(model)
+    expected = sample(model)
+    for preset in (*PRESETS, "custom"):
+        sample(node.execute(model, preset).result[0], steps=2)
+    sample(optimized(model, SKIPS, attention="sliced"), steps=2)
+    assert state(model) == before
+    assert torch.equal(sample(model), expected)
+
+
+def test_branches_of_a_graph_do_not_hear_of_each_other(model):
+    branches = [model, optimized(model, SKIPS), mapped(model, 0, 3), mapped(model, 0, 2, 4, order=2)]
+    pictures = [sample(each) for each in branches]
+    assert all(error(x, y) > 1e-3 for i, x in enumerate(pictures) for y in pictures[:i])
+    for i in (2, 0, 3, 1, 1, 3, 0, 2):
+        assert torch.equal(sample(branches[i].clone()), pictures[i])
+
+
+def test_a_second_one_takes_the_place_of_the_first(model, node, said):
+    twice = optimized(mapped(model, 0, 3), SKIPS)
+    assert torch.equal(sample(twice), sample(optimized(model, SKIPS)))
+    said.texts.clear()
+    assert torch.equal(sample(node.execute(twice, "off").result[0]), sample(model))
+    assert said.texts == []
+
+
+def test_skipping_spares_passes_and_keeps_the_picture_near(model, said):
+    expected = sample(model)
+    near = error(sample(optimized(model, SKIPS)), expected)
+    computed, skipped = said.passes()
+    assert computed + skipped == STEPS
+    assert skipped > 0
+    assert 0 < near < error(sample(mapped(model, 0)), expected)
+
+
+# other ways to sample
+
+
+@pytest.mark.parametrize("computed", [(0,), (0, 2, 4)])
+def test_positive_and_negative_keep_apart_run_together_or_one_by_one(model, said, computed, monkeypatch):
+    """The one skips what the other does, for a map says so; what it is given instead must be its own."""
+    together = sample(mapped(model, *computed), cfg=2.0, positive=PLAIN)
+    assert said.passes() == (len(computed), STEPS - len(computed))
+    monkeypatch.setattr(type(model), "get_free_memory", lambda self, device: 0)
+    apart = sample(mapped(model, *computed), cfg=2.0, positive=PLAIN)
+    assert said.passes() == (2 * len(computed), 2 * (STEPS - len(computed)))
+    assert error(apart, together) < 1e-4
+
+
+def test_conditions_of_other_shapes_skip_each_by_its_own_change(model, said):
+    assert torch.isfinite(sample(optimized(model, SKIPS), cfg=2.0)).all()
+    computed, skipped = said.passes()
+    assert computed + skipped == 2 * STEPS
+    assert skipped > 0
+
+
+def test_each_picture_of_a_batch_is_given_its_own(model):
+    alone, both = (sample(mapped(model, 0, 2), start=latent(batch), cfg=2.0) for batch in (1, 2))
+    assert error(both[:1], alone) < 1e-4
+    assert error(both[1:], alone) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "n_passes"),
+    [("heun", 11), ("dpm_2", 11), ("seeds_3", 16), ("euler_cfg_pp", 12), ("uni_pc", 6), ("dpm_fast", 6)],
+)
+def test_samplers_of_several_passes_a_step_skip_too(model, said, sampler, n_passes):
+    assert torch.isfinite(sample(optimized(model, replace(SKIPS, threshold=1.5)), sampler_name=sampler)).all()
+    computed, skipped = said.passes()
+    assert computed + skipped == n_passes
+    assert skipped > 0
+
+
+def test_a_sampler_of_more_steps_than_sigmas_skips_too(model, said):
+    assert torch.isfinite(sample(optimized(model, SKIPS), sampler_name="dpm_adaptive")).all()
+    computed, skipped = said.passes()
+    assert computed > STEPS
+    assert skipped > 0
+
+
+def test_heun_s_two_passes_are_two_series(model, said, monkeypatch):
+    """The sigma that a cache is told is the one of the pass, and no series meets one twice."""
+    from kontextkit.bridge.run import SamplingRun
+
+    told, ask = [], SamplingRun.cache
+
+    def cache(run, options, shapes):
+        found = ask(run, options, shapes)
+        told.append((id(found), round(found.sigma, 4), round(options["sigmas"][0].item(), 4)))
+        return found
+
+    monkeypatch.setattr(SamplingRun, "cache", cache)
+    sample(optimized(model, SKIPS), sampler_name="heun")
+    assert len({series for series, *_ in told}) == 2
+    assert len(set(told)) == len(told) == 11
+    assert all(sigma == true for _, sigma, true in told)

@@ -1,0 +1,110 @@
+"""Keys and values of references kept over steps: exact while nothing moves, computed anew when they are due."""
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from kontextkit.engine.cache.first_block import FirstBlockCache, FirstBlockSettings
+from kontextkit.engine.cache.references import ReferenceCache, ReferenceSettings, n_bytes
+from kontextkit.engine.flux.hooks import BlockHooks
+from kontextkit.engine.flux.loop import predict_velocity
+
+N_TARGET, N_REFERENCES, N_TXT = 12, 20, 5
+
+
+class Hooks(BlockHooks):
+    """Notes how many tokens ask and how many answer in each attention."""
+
+    rotates = True
+
+    def __init__(self, references=None, cache=None):
+        self.references, self.cache, self.lengths = references, cache, []
+
+    def attend(self, place, q, k, v, pe, mask):
+        self.lengths.append((q.shape[2], k.shape[2]))
+        return super().attend(place, q, k, v, pe, mask)
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    torch.manual_seed(0)
+    config = {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 128}
+    dims = {"joint_attention_dim": 64, "pooled_projection_dim": 32, "guidance_embeds": True}
+    return FluxTransformer2DModel(**config, **dims).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def velocity(transformer):
+    torch.manual_seed(1)
+    ids = torch.cat((torch.zeros(1, N_TARGET, 3), torch.ones(1, N_REFERENCES, 3)), dim=1)
+    ids[..., 2] = torch.arange(N_TARGET + N_REFERENCES)
+    fixed = {"txt": torch.randn(1, N_TXT, 64), "txt_ids": torch.zeros(1, N_TXT, 3), "pooled": torch.randn(1, 32)}
+    target, references = torch.randn(1, N_TARGET, 64), torch.randn(1, N_REFERENCES, 64)
+
+    def run(hooks, sigma, move=0.0):
+        img = torch.cat((target + move, references), dim=1)
+        sigmas = {"timestep": torch.tensor([sigma]), "guidance": torch.tensor([2.5])}
+        return predict_velocity(transformer, img, ids, **fixed, **sigmas, n_target=N_TARGET, hooks=hooks)
+
+    return run
+
+
+def error(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_kept_references_give_the_very_velocity_at_the_step_they_are_from(velocity):
+    hooks = Hooks(ReferenceCache(ReferenceSettings(n_first=1, interval=9)))
+    full = velocity(hooks, 0.7)
+    assert error(full, velocity(Hooks(), 0.7)) == 0
+    assert error(velocity(hooks, 0.7), full) < 1e-6
+    assert error(velocity(hooks, 0.3, move=0.5), velocity(Hooks(), 0.3, move=0.5)) > 1e-6  # they drift
+
+
+def test_a_pass_with_kept_references_computes_text_and_target_alone(velocity):
+    hooks = Hooks(ReferenceCache(ReferenceSettings(n_first=1, interval=9)))
+    whole, own = N_TXT + N_TARGET + N_REFERENCES, N_TXT + N_TARGET
+    velocity(hooks, 0.7)
+    assert set(hooks.lengths) == {(whole, whole)}
+    hooks.lengths.clear()
+    velocity(hooks, 0.6)
+    assert hooks.lengths == [(own, whole)] * 5
+
+
+@pytest.mark.parametrize(
+    ("n_first", "interval", "expected"),
+    [(2, 4, "FFrrrFrrrF"), (1, 3, "FrrFrrFrrF"), (4, 2, "FFFFrFrFrF"), (0, 100, "Frrrrrrrrr"), (2, 1, "FFFFFFFFFF")],
+)
+def test_references_are_computed_when_they_are_due(velocity, n_first, interval, expected):
+    references = ReferenceCache(ReferenceSettings(n_first, interval))
+    passes = ""
+    for _ in range(10):
+        velocity(Hooks(references), 0.7)
+        passes += "r" if references.reuses else "F"
+    assert passes == expected
+
+
+def test_skipped_steps_do_not_count_and_see_target_tokens_alone(velocity):
+    references = ReferenceCache(ReferenceSettings(n_first=1, interval=3))
+    cache = FirstBlockCache(FirstBlockSettings(order=0, computed={0, 3, 4, 5}), n_steps=6)
+    hooks = Hooks(references, cache)
+    kinds = []
+    for step in range(6):
+        hooks.lengths.clear()
+        cache.at(step, 1 - step / 6)
+        assert velocity(hooks, 1 - step / 6).shape == (1, N_TARGET, 64)
+        kinds.append((len(hooks.lengths), "r" if references.reuses else "F"))
+    assert kinds == [(5, "F"), (1, "r"), (1, "r"), (5, "r"), (5, "r"), (5, "F")]
+
+
+def test_interval_1_keeps_nothing(velocity):
+    references = ReferenceCache(ReferenceSettings(interval=1))
+    velocity(Hooks(references), 0.7)
+    assert references.kept == {}
+
+
+def test_the_forecast_is_what_is_kept(velocity):
+    references = ReferenceCache(ReferenceSettings())
+    velocity(Hooks(references), 0.7)
+    kept = sum(k.nbytes + v.nbytes for k, v in references.kept.values())
+    assert kept == n_bytes(N_REFERENCES, batch=1, width=256, n_blocks=5, itemsize=4)
+    assert n_bytes(4096, 1, 3072, 57, 2) == pytest.approx(2.87e9, rel=0.01)  # a 1024x1024 reference of FLUX in BF16
