@@ -81,6 +81,21 @@ def folder(options: argparse.Namespace) -> Iterator[Path]:
         yield options.folder or Path(passing)
 
 
+@contextmanager
+def private_caches(cold: bool) -> Iterator[None]:
+    """A user folder for this run alone, where compiled blocks are kept; cold: one for Inductor's own cache too.
+
+    After ComfyUI's import.
+    """
+    import folder_paths
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as passing:
+        folder_paths.set_user_directory(str(Path(passing, "user")))
+        if cold:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(passing, "inductor"))
+        yield
+
+
 def row(
     name: str, measured: float, unit: str, note: str = "", goal: float | None = None, better: str = "lower"
 ) -> dict[str, Any]:
