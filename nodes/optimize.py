@@ -43,6 +43,7 @@ class KontextOptimize(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "A step is skipped where the first block's work changes by less than this share "
                     "since the last computed step; 0 computes every step.",
@@ -51,6 +52,7 @@ class KontextOptimize(io.ComfyNode):
                     "extrapolation",
                     options=[str(order) for order in ORDERS],
                     default=str(usual.order),
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "What a skipped step takes from computed ones: 0 the last one's work as it is, 1 "
                     "the line through the last two, 2 the parabola through the last three.",
@@ -61,6 +63,7 @@ class KontextOptimize(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "Share of the run up to which every step is computed.",
                 ),
@@ -70,6 +73,7 @@ class KontextOptimize(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "Share of the run from which every step is computed.",
                 ),
@@ -78,6 +82,7 @@ class KontextOptimize(io.ComfyNode):
                     default=usual.most_skips,
                     min=1,
                     max=100,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "Steps skipped in a row at most.",
                 ),
@@ -87,6 +92,7 @@ class KontextOptimize(io.ComfyNode):
                     min=0.0,
                     max=0.999,
                     step=0.005,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "Above 0 it finds the threshold itself: the first run of a kind makes its picture "
                     "several times and keeps the fastest setting that is so alike (SSIM) to the one with every step "
@@ -96,6 +102,7 @@ class KontextOptimize(io.ComfyNode):
                     "compile",
                     options=list(COMPILE_MODES),
                     default=AUTO,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "torch.compile for the blocks. auto: default on a card with Triton, else off. "
                     "max-autotune-no-cudagraphs tries more and takes minutes the first time.",
@@ -104,6 +111,7 @@ class KontextOptimize(io.ComfyNode):
                     "attention",
                     options=[AUTO, "comfyui", *BACKENDS],
                     default=AUTO,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "auto: the fastest exact one of your card, found by timing them once. sage "
                     "computes in 8 bits, so the picture changes. sliced takes little memory on anything.",
@@ -113,6 +121,7 @@ class KontextOptimize(io.ComfyNode):
                     default=1,
                     min=1,
                     max=100,
+                    optional=True,
                     advanced=True,
                     tooltip=_ONLY + "Reference pictures are computed at the first two computed steps and then at every "
                     "so many; in between their keys and values are kept, which makes a step with references nearly as "
@@ -147,7 +156,7 @@ class KontextOptimize(io.ComfyNode):
         choices = PRESETS.get(preset)
         if choices is None:
             cache = FirstBlockSettings(threshold, int(extrapolation), start, end, most_skips)
-            references = ReferenceSettings(interval=reference_interval)
+            references = ReferenceSettings(interval=reference_interval) if reference_interval > 1 else None
             choices = Choices(cache, compile, attention, target_ssim, references)
         changed, report = optimize.apply(model, choices, cls.hidden.unique_id, vae)
         return io.NodeOutput(changed, report)

@@ -5,6 +5,7 @@ The files are pickles, which run code when they are read: they are read from a f
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -28,8 +29,18 @@ def machine() -> str:
     parts += [Path(__file__).with_name("blocks.py").read_text(), version("triton") if find_spec("triton") else ""]
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(torch.cuda.current_device())
-        parts += [card.name, f"{card.major}.{card.minor}", str(torch._C._cuda_getDriverVersion())]
+        parts += [card.name, f"{card.major}.{card.minor}", driver_version()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def driver_version() -> str:
+    """Of the NVIDIA driver, as the CUDA version it brings; nothing where none is found."""
+    found = ctypes.c_int()
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuDriverGetVersion(ctypes.byref(found))
+    except (OSError, AttributeError):
+        return ""
+    return str(found.value)
 
 
 class CompileCache:
@@ -57,7 +68,11 @@ class CompileCache:
         except OSError as error:
             self._say(f"not read: {error}")
             return False
-        return torch.compiler.load_cache_artifacts(artifacts) is not None
+        try:
+            return torch.compiler.load_cache_artifacts(artifacts) is not None
+        except Exception as error:  # whatever torch meets in them, the blocks can be compiled anew
+            self._say(f"not read: {error}")
+            return False
 
     def save(self) -> bool:
         """Everything this process compiled so far; whether it was written."""

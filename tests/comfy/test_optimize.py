@@ -148,14 +148,14 @@ def test_heun_s_two_passes_are_two_series(model, said, monkeypatch):
     """The sigma that a cache is told is the one of the pass, and no series meets one twice."""
     from kontextkit.bridge.run import SamplingRun
 
-    told, ask = [], SamplingRun.cache
+    told, ask = [], SamplingRun.cached
 
-    def cache(run, options, shapes):
+    def cached(run, options, shapes):
         found = ask(run, options, shapes)
-        told.append((id(found), round(found.sigma, 4), round(options["sigmas"][0].item(), 4)))
+        told.append((id(found), round(found.blocks.sigma, 4), round(options["sigmas"][0].item(), 4)))
         return found
 
-    monkeypatch.setattr(SamplingRun, "cache", cache)
+    monkeypatch.setattr(SamplingRun, "cached", cached)
     sample(optimized(model, SKIPS), sampler_name="heun")
     assert len({series for series, *_ in told}) == 2
     assert len(set(told)) == len(told) == 11

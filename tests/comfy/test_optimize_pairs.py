@@ -7,10 +7,12 @@ from itertools import combinations
 import pytest
 import torch
 from hosted_loras import with_lora
+from kontextkit.engine.cache.references import ReferenceSettings
 from optimized import SKIPS, optimized
 from oracle import conditioning, error, k_sampler, latent, normal
 
 STEPS = 6
+REFERENCES = [(16, 12), (9, 7)]
 LIMIT = 1e-4  # of test_sampling.py
 EXACT = {"compile", "sliced"}
 UNSEEN = EXACT | {"cache", "preview"}  # what changes the picture little or not at all
@@ -71,7 +73,11 @@ FEATURES = {
     "mask": lambda setup, files: setup.sampler.update(start=halved()),
     "preview": lambda setup, files: None,  # see `sample`
     "attn1_patch": lambda setup, files: setattr(setup, "model", louder(setup.model)),
-    "references": lambda setup, files: setup.prompt.update(references=[(16, 12), (9, 7)]),
+    "references": lambda setup, files: setup.prompt.update(references=REFERENCES),
+    "kept": lambda setup, files: (  # of two references, which it brings along
+        setup.choices.update(references=ReferenceSettings(1, 3)),
+        setup.prompt.update(references=REFERENCES),
+    ),
     "cfg": lambda setup, files: setup.sampler.update(cfg=2.0),
 }
 
@@ -131,11 +137,14 @@ def test_what_meets_in_a_run_works_together(sample, names):
     assert torch.isfinite(run.latents).all()
     if features & EXACT:
         assert error(run.latents, sample(features - EXACT).latents) < LIMIT
-    for each in features - UNSEEN if len(names) == 2 else ():
+    unseen = UNSEEN | ({"references"} if "kept" in features else set())
+    for each in features - unseen if len(names) == 2 else ():
         assert error(run.latents, sample(features - {each}).latents) > 1e-3, f"{each} did nothing"
     if "cache" in features:
         assert sum(run.passes) in ((STEPS, 2 * STEPS) if "cfg" in features else (STEPS,))
         assert run.passes[1] > 0
+    if "kept" in features:
+        assert ("with kept references" in run.report) == ("attn1_patch" not in features)
     if "compile" in features:
         assert "Compiled: " in run.report
     if "sliced" in features:

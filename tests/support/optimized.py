@@ -8,12 +8,13 @@ from kontextkit.engine.tiers.presets import Choices
 
 SKIPS = FirstBlockSettings(0.8)  # the twins' random weights change more from step to step than trained ones
 NODE = "7"
+KINDS = {"full": "passes computed", "kept": "with kept references", "skipped": "skipped"}  # as a report calls them
 
 
-def optimized(model, cache=None, compile="off", attention="comfyui", node_id=NODE):
+def optimized(model, cache=None, compile="off", attention="comfyui", references=None, node_id=NODE):
     from kontextkit.bridge import optimize
 
-    return optimize.apply(model, Choices(cache, compile, attention), node_id)[0]
+    return optimize.apply(model, Choices(cache, compile, attention, references=references), node_id)[0]
 
 
 def mapped(model, *computed, order=1):
@@ -33,9 +34,9 @@ class Said:
         self.nodes.append(node_id)
 
     def passes(self):
-        """(computed, skipped) passes of the last run."""
-        computed, skipped = re.match(r"(\d+) passes computed, (\d+) skipped", self.texts[-1]).groups()
-        return int(computed), int(skipped)
+        """(computed, skipped) passes of the last run; those with kept references are computed ones."""
+        full, kept, skipped = (sum(map(int, re.findall(rf"(\d+) {kind}", self.texts[-1]))) for kind in KINDS.values())
+        return full + kept, skipped
 
 
 def patched(model, stop):
