@@ -82,7 +82,7 @@ class Diffusers:
     ) -> Sample:
         """What samples with the transformer; steps: the computed ones, if not all."""
 
-        def run(n_steps: int, after_step: Callable[[], None]) -> tuple[Tensor, list[bool]]:
+        def run(n_steps: int, after_step: Callable[[], None]) -> tuple[Tensor, list[str]]:
             from comfy.samplers import calculate_sigmas
 
             sigmas = calculate_sigmas(self.model.model_sampling, SCHEDULER, n_steps).tolist()
@@ -95,8 +95,8 @@ class Diffusers:
                         velocity = self.velocity(transformer, x, sigma)
                 x = (x.float() + (next_sigma - sigma) * velocity.float()).to(x.dtype)
                 after_step()
-            computed = [steps is None or step == 0 or step in steps for step in range(n_steps)]
-            return self.picture(x), computed
+            computed = range(n_steps) if steps is None else {0, *steps}
+            return self.picture(x), ["computed" if step in computed else "skipped" for step in range(n_steps)]
 
         return run
 
@@ -141,18 +141,19 @@ class ComfyUI:
     def sampled(self, model: Any, watch: bool = False) -> Sample:
         """What samples with the model; watch: see which steps reach its first block."""
 
-        def run(n_steps: int, after_step: Callable[[], None]) -> tuple[Tensor, list[bool]]:
-            computed, reached = [], []
+        def run(n_steps: int, after_step: Callable[[], None]) -> tuple[Tensor, list[str]]:
+            kinds: list[str] = []
+            reached: list[bool] = []
 
             def next_step(*_: Any) -> None:
                 after_step()
-                computed.append(bool(reached) or not watch)
+                kinds.append("computed" if reached or not watch else "skipped")
                 reached.clear()
 
             first = model.model.diffusion_model.double_blocks[0]
             hook = first.register_forward_pre_hook(lambda *_: reached.append(True)) if watch else None
             try:
-                return sample(model, self.noise, n_steps, self.conditioning, next_step), computed
+                return sample(model, self.noise, n_steps, self.conditioning, next_step), kinds
             finally:
                 if hook:
                     hook.remove()

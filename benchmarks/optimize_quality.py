@@ -32,7 +32,7 @@ MOST_SKIPS, STARTS = (2, 4, 8), (0.0, 0.1)  # at threshold 0.25, order 1
 SHARE = 3  # of all edits, one in so many serves where there are many settings
 TINY = {"kinds": ("recolor", "combine two", "combine three"), "thresholds": (0.12, 0.5), "steps": 5, "size": (128, 128)}
 REFERENCES = {1: "one", 2: "two", 3: "three"}
-MEASURES = ("hit_rate", "computed_steps", "ssim", "ssim_p5", "ssim_worst", "edit_success")
+MEASURES = ("hit_rate", "computed_steps", "kept_steps", "ssim", "ssim_p5", "ssim_worst", "edit_success")
 
 
 class Quality:
@@ -89,8 +89,7 @@ class Quality:
         self.add(name, self.edits, made, MEASURES, {"ssim": GOALS.get(name), "edit_success": goal})
         for n, word in REFERENCES.items():
             which = [i for i, edit in enumerate(self.edits) if edit.n_references == n]
-            part = Made(made.pictures[which], [made.computed[i] for i in which])
-            self.add(f"{name}.references_{word}", [self.edits[i] for i in which], part, MEASURES)
+            self.add(f"{name}.references_{word}", [self.edits[i] for i in which], made.part(which), MEASURES)
         chosen, times = typical(made.computed, self.settings.steps)
         note = (
             f"{list(chosen)}; of the maps of median length the most frequent: in {times} of {len(made.computed)} edits"
@@ -139,6 +138,7 @@ class Quality:
                 "steps",
                 f"of {n_steps}, from {min(n_computed)} to {max(n_computed)}",
             ),
+            "kept_steps": (statistics.mean(made.n_kept), "steps", "computed ones that kept the references"),
             "ssim": (likeness.mean().item(), "SSIM", "to every step computed, mean"),
             "ssim_p5": (likeness.quantile(0.05).item(), "SSIM", "5th percentile"),
             "ssim_worst": (likeness.min().item(), "SSIM", ""),
@@ -147,6 +147,8 @@ class Quality:
         for measure in measures:
             measured, unit, note = values[measure]
             note = ", ".join(filter(None, (note, f"{len(edits)} edits, one at a time")))
+            if measure == "kept_steps" and not measured:
+                continue
             better = "lower" if measure == "computed_steps" else "higher"
             goal = (goals or {}).get(measure)
             self.stages.add(report.row(f"optimize.{name}.{measure}", measured, unit, note, goal, better))
@@ -175,7 +177,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="after which the rest is left out")
     parser.add_argument("--plot", action="store_true", help="only draw what was measured before")
     options = parser.parse_args()
-    report.tiny_variant(parser, options)
+    report.tiny_variant(options)
     if options.plot:
         plot(options)
         return
@@ -183,7 +185,7 @@ def main() -> None:
     report.import_pack()
     command = ("optimize_quality.py", *(["--tiny"] if options.tiny else ["--edits", str(options.edits)]))
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
-    with torch.inference_mode():
+    with report.private_caches(cold=False), torch.inference_mode():
         Quality(stages, options.edits, options.tiny).everything()
     summarize(stages.rows)
 

@@ -22,11 +22,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +35,18 @@ from optimize_probes import Decode, probe
 from random_files import COMPUTE, DEVICE, MIXES, base_file, full_step
 from sampling import Optimized
 from stages import Stages
-from timed_runs import Column, Sample, take_turns
+from timed_runs import FEW, Column, Sample, take_turns
 from torch import Tensor
 
-PARTS = ("main", "probes", "peers", "torch_compile", "autotune", "vae", "mix")
+PARTS = {  # and the row that says so where a part came to nothing
+    "main": "optimize.quality.step_ms",
+    "probes": "optimize.bookkeeping_ms",
+    "peers": "peer.comfyui.step_ms",
+    "torch_compile": "peer.comfyui_compiled.step_ms",
+    "autotune": "optimize.quality_autotune.step_ms",
+    "vae": "vae.decode_ms.plain",
+    "mix": "optimize.q4_k_m.quality.step_ms",
+}
 GOALS = {"quality": 1.3, "balanced": 2.8}
 AUTOTUNE = "max-autotune-no-cudagraphs"
 MAP = re.compile(r"\[([\d, ]+)\]")
@@ -63,10 +68,10 @@ class Bench:
     def everything(self) -> None:
         """The parts that were asked for."""
         models = set(self.options.parts) - {"probes", "vae"}
-        if models and not self.stages.run("weights, on the card", self.load, ("optimize.quality.step_ms",)):
+        if models and not self.stages.run("weights, on the card", self.load, (PARTS["main"],)):
             return
         for part in self.options.parts:
-            self.stages.run(f"part {part}", getattr(self, part))
+            self.stages.run(f"part {part}", getattr(self, part), (PARTS[part],))
 
     def load(self) -> None:
         """Our MODEL, and diffusers' module around its weights."""
@@ -106,16 +111,17 @@ class Bench:
         from kontextkit.engine.tiers.presets import PRESETS
 
         patcher = patcher or self.ours
-        choices, note = PRESETS[preset], ""
-        if choices.cache:
+        choices, note, n_first = PRESETS[preset], "", FEW
+        if choices.cache and "cache" not in changes:
             steps = tuple(step for step in self.maps[preset] if step < self.n_steps)
             note = f"computes steps {', '.join(map(str, steps))}"
             choices = replace(choices, cache=replace(choices.cache, computed=steps))
+            n_first = self.n_steps  # so that every kind of step is warmed up
         if DEVICE == "cpu" and choices.compile == "auto":  # where a card's choice is not made by itself
             choices = replace(choices, compile="default")
         make = ours(patcher, replace(choices, **changes), self.noise, self.conditioning)
         goal = GOALS.get(name)
-        return Column(f"optimize.{name}", make, note, goal, mode, patcher.model_size())
+        return Column(f"optimize.{name}", make, note, goal, mode, patcher.model_size(), n_first=n_first)
 
     def main(self) -> None:
         """The presets."""
@@ -124,14 +130,21 @@ class Bench:
         self.turns(*columns, rounds=self.options.rounds, silent=False)
 
     def peers(self) -> None:
-        """Others, and our pieces."""
+        """Others, and our pieces; `measuring` looks at every step's change, as a threshold does, and skips none."""
+        from kontextkit.engine.cache.first_block import FirstBlockSettings
+        from kontextkit.engine.cache.references import ReferenceSettings
+
+        easy_cache = self.comfyui("comfyui_easycache", "easy_cache", "node EasyCache, its own choice of steps")
+        easy_cache.steps_only = True
         self.turns(
             self.column("off", "off"),
             self.column("attention_only", "quality", compile="off"),
             self.column("compile_only", "quality", attention="comfyui"),
             Column("peer.diffusers_first_block_cache", self.first_block_cache, "computes the balanced preset's steps"),
+            self.column("kept_references", "quality", references=ReferenceSettings()),
+            self.column("measuring", "balanced", cache=FirstBlockSettings(threshold=1e-9)),
             self.comfyui("comfyui", "plain", "core loader"),
-            self.comfyui("comfyui_easycache", "easy_cache", "node EasyCache"),
+            easy_cache,
             Column(
                 "peer.diffusers_compiled",
                 self.diffusers.compiled,
@@ -195,21 +208,12 @@ def ours(patcher: Any, choices: Any, noise: Tensor, conditioning: list[Any]) -> 
     def make() -> Sample:
         optimized = Optimized(patcher, choices)
 
-        def run(n_steps: int, after_step: Callable[[], None]) -> tuple[Tensor, list[bool]]:
+        def run(n_steps: int, after_step: Callable[[], None]) -> tuple[Tensor, list[str]]:
             return optimized.sample(noise, n_steps, conditioning, lambda *_: after_step())
 
         return run
 
     return make
-
-
-@contextmanager
-def nothing_compiled(tiny: bool) -> Iterator[None]:
-    """A folder of its own for what Inductor keeps, so that first runs compile whatever ran here before."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as passing:
-        if not tiny:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = passing
-        yield
 
 
 def read_maps(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
@@ -241,8 +245,8 @@ def main() -> None:
     parser.add_argument("--mix", choices=MIXES, default="Q4_K_M")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
     options = parser.parse_args()
-    report.tiny_variant(parser, options)
-    report.variant(parser, options, *(options.parts if options.parts != parser.get_default("parts") else ()))
+    report.variant(parser, options, *(options.parts if options.parts != list(PARTS) else ()))
+    report.tiny_variant(options)
     maps = read_maps(options)
     report.import_comfyui()
     report.import_pack()
@@ -251,7 +255,7 @@ def main() -> None:
     ]
     command = ("optimize_steps.py", *["--tiny"] * options.tiny, "--parts", *options.parts, "--map", *given)
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
-    with nothing_compiled(options.tiny), report.folder(options) as folder, torch.inference_mode():
+    with report.private_caches(cold=not options.tiny), report.folder(options) as folder, torch.inference_mode():
         Bench(stages, options, folder, maps).everything()
     report.show(list(stages.rows.values()), notes=False)
 

@@ -66,9 +66,9 @@ def variant(parser: argparse.ArgumentParser, options: argparse.Namespace, *names
         options.out = options.out.with_stem("_".join((options.out.stem, *names)))
 
 
-def tiny_variant(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def tiny_variant(options: argparse.Namespace) -> None:
     """A tiny model's result is nobody's: it lies under .dev, unless --out says otherwise."""
-    if options.tiny and options.out == parser.get_default("out"):
+    if options.tiny and options.out.parent == RESULTS:
         options.out = ROOT / ".dev" / "bench" / options.out.name
 
 
@@ -79,6 +79,21 @@ def folder(options: argparse.Namespace) -> Iterator[Path]:
         if options.folder:
             options.folder.mkdir(parents=True, exist_ok=True)
         yield options.folder or Path(passing)
+
+
+@contextmanager
+def private_caches(cold: bool) -> Iterator[None]:
+    """A user folder for this run alone, where compiled blocks are kept; cold: one for Inductor's own cache too.
+
+    After ComfyUI's import.
+    """
+    import folder_paths
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as passing:
+        folder_paths.set_user_directory(str(Path(passing, "user")))
+        if cold:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(passing, "inductor"))
+        yield
 
 
 def row(

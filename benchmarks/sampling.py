@@ -40,12 +40,12 @@ class Optimized:
 
     def sample(
         self, noise: Tensor, n_steps: int, conditioning: list[Any], after_step: Callable[..., None] | None = None
-    ) -> tuple[Tensor, list[bool]]:
-        """The picture, and of each step whether it was computed. Raises RuntimeError where blocks did not compile."""
+    ) -> tuple[Tensor, list[str]]:
+        """The picture, and the kind of each step, of `bridge.run.KINDS`. Raises RuntimeError where nothing compiled."""
         latents = sample(self.model, noise, n_steps, conditioning, after_step)
         if self.last is None:
-            return latents, [True] * n_steps
+            return latents, ["computed"] * n_steps
         if self.last.failed.reason:
             raise RuntimeError(f"not compiled: {self.last.failed.reason}")
         assert len(self.last.passes) == n_steps
-        return latents, [kind != "skipped" for kind, _ in self.last.passes]
+        return latents, [kind for kind, _ in self.last.passes]

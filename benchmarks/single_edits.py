@@ -29,10 +29,15 @@ class SingleEdit:
 
 @dataclass(frozen=True)
 class Made:
-    """Pictures (n, 3, H, W) of edits, and which steps were computed for each."""
+    """Pictures (n, 3, H, W) of edits, which steps were computed for each, and how many of those kept references."""
 
     pictures: Tensor
     computed: list[Steps]
+    n_kept: list[int]
+
+    def part(self, which: Sequence[int]) -> Made:
+        """Of some edits."""
+        return Made(self.pictures[which], *([some[i] for i in which] for some in (self.computed, self.n_kept)))
 
 
 class SingleEdits:
@@ -60,13 +65,14 @@ class SingleEdits:
 
     def make(self, choices: Any, edits: Sequence[SingleEdit]) -> Made:
         """The edits under the optimizer's choices."""
-        optimized, latents, computed = Optimized(self.editor.model, choices), [], []
+        optimized, latents, computed, n_kept = Optimized(self.editor.model, choices), [], [], []
         for edit in edits:
-            latent, flags = optimized.sample(edit.noise, self.settings.steps, edit.conditioning)
+            latent, kinds = optimized.sample(edit.noise, self.settings.steps, edit.conditioning)
             latents.append(latent)
-            computed.append(tuple(step for step, done in enumerate(flags) if done))
+            computed.append(tuple(step for step, kind in enumerate(kinds) if kind != "skipped"))
+            n_kept.append(kinds.count("without references"))
         parts = torch.cat(latents).split(self.editor.at_once)
-        return Made(torch.cat([self.editor.decode(part) for part in parts]), computed)
+        return Made(torch.cat([self.editor.decode(part) for part in parts]), computed, n_kept)
 
 
 def typical(maps: Sequence[Steps], n_steps: int) -> tuple[Steps, int]:

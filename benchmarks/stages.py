@@ -43,7 +43,7 @@ class Stages:
     def run(
         self, title: str, work: Callable[[], Any], names: tuple[str, ...] = (), unit: str = "ms", most: float = math.inf
     ) -> bool:
-        """Whether the work, which adds rows, was done; where it was not, rows of these names say why.
+        """Whether the work, which adds rows, was done; where it was not, rows of these names, where missing, say why.
 
         most: seconds that it may take.
         """
@@ -59,7 +59,8 @@ class Stages:
             traceback.print_exc()
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
             reason = f"{type(error).__name__}: {first[:200]}"
-        self.add(*(report.failed(name, unit, reason) for name in names if reason))
+        lost = [name for name in names if reason and self.rows.get(name, {}).get("measured") is None]
+        self.add(*(report.failed(name, unit, reason) for name in lost))
         self.keep(list(self.rows.values()))
         now = time.perf_counter()
         print(f"[{now - BEGIN:6.1f} s] {title}: {now - begin:.1f} s {reason and f'FAILED, {reason}'}", flush=True)

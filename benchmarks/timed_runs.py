@@ -18,7 +18,8 @@ from torch import Tensor
 
 FEW = 4  # steps of a first run, which compiles and warms up
 GB = 1e9
-Sample = Callable[[int, Callable[[], None]], tuple[Tensor, list[bool]]]
+KINDS = ("computed", "without references", "skipped")  # of steps, as bridge/run.py calls them
+Sample = Callable[[int, Callable[[], None]], tuple[Tensor, list[str]]]
 
 
 class Clock:
@@ -45,11 +46,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Timed:
-    """A run. step_ms: from the second step on; computed: which steps were; n_bytes: taken on the card meanwhile."""
+    """A run. step_ms: from the second step on; kinds: of all steps; n_bytes: taken on the card meanwhile."""
 
     seconds: float
     step_ms: list[float]
-    computed: list[bool]
+    kinds: list[str]
     n_bytes: int
     latents: Tensor
 
@@ -62,23 +63,24 @@ def timed(sample: Sample, n_steps: int) -> Timed:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     begin = time.perf_counter()
-    latents, computed = sample(n_steps, clock.mark)
+    latents, kinds = sample(n_steps, clock.mark)
     report.synchronize()
     seconds = time.perf_counter() - begin
     n_bytes = torch.cuda.max_memory_allocated() - before if DEVICE == "cuda" else 0
     if not torch.isfinite(latents).all():
         raise ValueError("the picture is not finite")
-    return Timed(seconds, clock.step_ms(), computed, n_bytes, latents)
+    return Timed(seconds, clock.step_ms(), kinds, n_bytes, latents)
 
 
 @dataclass
 class Column:
     """One way to sample.
 
-    name: of its rows. make: gives what samples (steps, after each step) -> (latents, which steps it computed).
+    name: of its rows. make: gives what samples: (steps, after each step) -> (latents, kinds of steps).
     note: for its rows. goal: of its speed-up. mode: where it compiles, the name under which that is reported.
     weights: bytes on the card, where its peak is reported. silent: it only serves others as their measure.
-    most: seconds that its first run may take.
+    n_first: steps of its first run. most: seconds that it may take.
+    steps_only: which steps it skips means nothing, so its runs mean nothing either.
     """
 
     name: str
@@ -88,7 +90,9 @@ class Column:
     mode: str = ""
     weights: int = 0
     silent: bool = False
+    n_first: int = FEW
     most: float = math.inf
+    steps_only: bool = False
     sample: Sample | None = None
     first: Timed | None = None
     n_graphs: int = 0
@@ -100,7 +104,7 @@ class Column:
 
         before = n_graphs()
         self.sample = self.make()
-        self.first = timed(self.sample, FEW)
+        self.first = timed(self.sample, self.n_first)
         self.n_graphs = n_graphs() - before
 
     def go_on(self, n_steps: int) -> None:
@@ -138,33 +142,40 @@ def take_turns(stages: Stages, base: Column, columns: list[Column], n_steps: int
 
 def rows_of(column: Column, base: Column) -> list[dict[str, Any]]:
     """Speed-up over base, seconds a run, milliseconds a step; first run and peak memory where they are wanted."""
-    n_steps, n_runs = len(column.runs[0].computed), len(column.runs)
+    name, n_steps, n_runs = column.name, len(column.runs[0].kinds), len(column.runs)
     spread = f"{n_runs} runs, {min(r.seconds for r in column.runs):.3f} to {max(r.seconds for r in column.runs):.3f} s"
     note = ", ".join(filter(None, (f"{n_steps} steps", column.note, spread if n_runs > 1 else "one run")))
-    rows = [report.row(f"{column.name}.seconds", column.seconds, "s", note)]
-    if base.runs and column is not base:
-        words = f"{base.name} over this, in turns in one process; {note}"
-        ratio = base.seconds / column.seconds
-        rows.append(report.row(f"{column.name}.speedup", ratio, "times", words, column.goal, "higher"))
-    every = [pair for run in column.runs for pair in zip(run.step_ms, run.computed[1:], strict=True)]
-    by = {kind: [ms for ms, computed in every if computed is kind] for kind in (True, False)}
-    if not by[False]:
-        rows.append(report.row(f"{column.name}.step_ms", median(by[True]), "ms", f"median; {note}"))
-    else:
-        words = f"a run over its steps, {sum(column.runs[0].computed)} of them computed; {note}"
-        rows.append(report.row(f"{column.name}.step_ms", 1e3 * column.seconds / n_steps, "ms", words))
-        for word, kind in (("computed", True), ("skipped", False)):
-            if by[kind]:
-                rows.append(report.row(f"{column.name}.{word}_ms", median(by[kind]), "ms", "median of such steps"))
+    rows = step_rows(column, note)
+    if not column.steps_only:
+        rows.append(report.row(f"{name}.seconds", column.seconds, "s", note))
+    if base.runs and column is not base and not column.steps_only:
+        words, ratio = f"{base.name} over this, in turns in one process; {note}", base.seconds / column.seconds
+        rows.append(report.row(f"{name}.speedup", ratio, "times", words, column.goal, "higher"))
     if column.weights and DEVICE == "cuda":
         more = max(run.n_bytes for run in column.runs)
         words = f"{column.weights / GB:.1f} GB of weights and what a run takes beside them"
-        rows.append(report.row(f"{column.name}.peak_gb", (column.weights + more) / GB, "GB", words))
+        rows.append(report.row(f"{name}.peak_gb", (column.weights + more) / GB, "GB", words))
     if column.mode and column.first:
-        steady = len(column.first.computed) * column.seconds / n_steps
-        words = f"of the first {FEW} steps, less than what so many take later; nothing compiled before in this process"
-        rows.append(report.row(f"{column.mode.format('first_run_seconds')}", column.first.seconds - steady, "s", words))
-        rows.append(
-            report.row(f"{column.mode.format('graphs')}", column.n_graphs, "graphs", "compiled in the first run")
-        )
+        more = column.first.seconds - column.n_first * column.seconds / n_steps
+        words = f"{column.n_first} steps less what so many take later; nothing of it compiled before"
+        rows.append(report.row(column.mode.format("first_run_seconds"), more, "s", words))
+        rows.append(report.row(column.mode.format("graphs"), column.n_graphs, "graphs", "compiled in the first run"))
+    return rows
+
+
+def step_rows(column: Column, note: str) -> list[dict[str, Any]]:
+    """Milliseconds a step: the median where all are of one kind, else the mean, and the median of each kind."""
+    name, by = column.name, {kind: [] for kind in KINDS}
+    for run in column.runs:
+        for ms, kind in zip(run.step_ms, run.kinds[1:], strict=True):
+            by[kind].append(ms)
+    medians = {kind: median(some) for kind, some in by.items() if some}
+    if "computed" in medians and (column.steps_only or len(medians) == 1):
+        rows = [report.row(f"{name}.step_ms", medians["computed"], "ms", f"median of computed steps; {note}")]
+    else:
+        kinds = column.runs[0].kinds
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
+        rows = [report.row(f"{name}.step_ms", 1e3 * column.seconds / len(kinds), "ms", f"mean, {counts}; {note}")]
+    if len(medians) > 1:
+        rows += [report.row(f"{name}.{kind.replace(' ', '_')}_ms", ms, "ms", "median") for kind, ms in medians.items()]
     return rows
