@@ -117,9 +117,9 @@ def attention(hooks: BlockHooks, place: BlockPlace, s: Stream) -> tuple[Attend, 
 
 
 def add_residual(img: Tensor, residual: Tensor | None) -> None:
-    """Add to the first tokens in place."""
+    """Add to the first tokens in place; those of references that are left out have none."""
     if residual is not None:
-        img[:, : residual.shape[1]] += residual
+        img[:, : residual.shape[1]] += residual[:, : img.shape[1]]
 
 
 def embed_conditions(
