@@ -49,8 +49,8 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     if choices.target_ssim and vae is None:
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
     resolved, lines = resolve(choices)
-    compiles = resolved.compile != "off"  # no graph can hold weights that come over inside it
-    clone = patcher.clone(disable_dynamic=True) if compiles and is_dynamic(patcher) else patcher.clone()
+    whole = resolved.compile != "off" and is_dynamic(patcher)  # no graph can hold weights that come over inside it
+    clone = patcher.get_non_dynamic_delegate() if whole else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, around_run), (WrappersMP.SAMPLER_SAMPLE, around_sampler)):
         clone.remove_wrappers_with_key(kind, KEY)

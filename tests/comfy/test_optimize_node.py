@@ -164,6 +164,18 @@ def test_a_server_shows_each_run_under_the_node_also_where_the_node_itself_does_
 # a threshold for a picture
 
 
+def test_compiled_blocks_get_a_model_without_dynamic_vram(node, model, monkeypatch):
+    """Which no CPU has; ComfyUI keeps the delegate, so that the file is not loaded again each time."""
+    asked, clone = [], model.clone()
+    monkeypatch.setattr(clone, "is_dynamic", lambda: True, raising=False)
+    monkeypatch.setattr(clone, "get_non_dynamic_delegate", lambda: asked.append(1) or model.clone(), raising=False)
+    node.execute(clone, "custom", compile="off")
+    assert asked == []
+    changed, _ = node.execute(clone, "custom", compile="default").result
+    assert asked == [1]
+    assert changed.model is model.model
+
+
 @pytest.fixture(scope="module")
 def demo(comfyui):
     """sample(cache, target, ...) -> (latents, picture) of an edit with the demo model."""
