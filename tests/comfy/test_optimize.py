@@ -128,6 +128,14 @@ def test_conditions_of_other_shapes_skip_each_by_its_own_change(model, said):
     assert skipped > 0
 
 
+def test_a_prompt_that_takes_over_in_the_middle_begins_with_a_computed_step(model, said):
+    halves = ((1, {"end_percent": 0.4}), (5, {"start_percent": 0.4}))
+    positive = [part for seed, when in halves for part in conditioning(seed, **when)]
+    picture = sample(mapped(model, 0), positive=positive)
+    assert said.passes() == (2, STEPS - 2)
+    assert error(picture, sample(mapped(model, 0))) > 1e-2
+
+
 def test_each_picture_of_a_batch_is_given_its_own(model):
     alone, both = (sample(mapped(model, 0, 2), start=latent(batch), cfg=2.0) for batch in (1, 2))
     assert error(both[:1], alone) < 1e-4

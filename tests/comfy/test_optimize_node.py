@@ -98,10 +98,12 @@ def test_a_way_to_attend_is_used_and_gives_the_same_picture(model, said, name, m
 
 
 def test_a_mask_or_another_node_s_attention_keeps_its_own_way(model, said):
-    masked = conditioning(1, attention_mask=torch.ones(1, 7))
-    assert torch.equal(
-        k_sampler(optimized(model, attention="sliced"), positive=masked), k_sampler(model, positive=masked)
-    )
+    mask = torch.zeros(1, 7 + 48, 7 + 48)  # of 7 words and 8x6 tokens of the picture
+    mask[..., 1:7] = -100
+    masked = conditioning(1, attention_mask=mask, attention_mask_img_shape=(8, 6))
+    expected = k_sampler(model, positive=masked)
+    assert torch.equal(k_sampler(optimized(model, attention="sliced"), positive=masked), expected)
+    assert error(expected, k_sampler(model, positive=conditioning(1))) > 1e-5
     other, calls = model.clone(), []
 
     def attend(attention, *rest, **more):

@@ -59,8 +59,9 @@ def halved():
 
 
 def louder(model):
+    """With a patch that does its work where q and k are not yet rotated, as ComfyUI's own FLUX gives them."""
     clone = model.clone()
-    clone.set_model_attn1_patch(lambda q, k, v, **more: {"q": q, "k": k, "v": v * 1.5})
+    clone.set_model_attn1_patch(lambda q, k, v, pe=None, **more: {"v": v if pe is None else v * 1.5})
     return clone
 
 

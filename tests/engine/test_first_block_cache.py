@@ -226,6 +226,11 @@ def test_no_step_is_skipped_for_or_after_one_that_is_no_number():
     assert follow(ALWAYS, [ones, ones * torch.inf, ones, ones])[0] == [0, 1, 2]
 
 
+def test_no_step_is_skipped_for_another_number_of_tokens_or_pictures():
+    firsts = [torch.ones(shape) for shape in ((1, 3, 4), (1, 5, 4), (2, 5, 4), (2, 5, 4))]
+    assert follow(ALWAYS, firsts)[0] == [0, 1, 2]
+
+
 def test_the_picture_of_a_batch_that_changed_most_decides():
     before, after = torch.ones(3, 3, 4), torch.ones(3, 3, 4)
     after[1] += 0.3
