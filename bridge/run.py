@@ -111,8 +111,8 @@ class SamplingRun:
         if key not in self.caches:
             c = self.choices
             blocks = FirstBlockCache(c.cache, self.n_steps) if c.cache and c.cache.may_skip else None
-            keeps = c.references is not None and c.references.interval > 1
-            self.caches[key] = Caches(blocks, ReferenceCache(c.references) if keeps else None)
+            references = ReferenceCache(c.references) if c.references and c.references.interval > 1 else None
+            self.caches[key] = Caches(blocks, references)
         caches, step = self.caches[key], min(self.step, self.n_steps - 1)
         if caches.blocks:
             caches.blocks.at(step, self.sigmas[step])
