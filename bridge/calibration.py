@@ -48,7 +48,8 @@ def calibrated(
         guider.model_options["transformer_options"][CHOICES] = trial
         return sample(noise.clone(), latent.clone(), sampler, sigmas, *rest, **more)
 
-    key = kind_of_run(guider, choices, latent, sigmas)
+    function = getattr(sampler, "sampler_function", type(sampler))
+    key = (*kind_of_run(guider, choices, latent, sigmas), getattr(function, "__name__", ""))
     if key in _known:
         threshold, likeness = _known[key]
         return make(threshold), f"Threshold {threshold:g}, found before for this kind of run (SSIM {likeness:.4f})."
@@ -72,12 +73,14 @@ def calibrated(
 
 
 def kind_of_run(guider: Any, choices: Choices, latent: Tensor, sigmas: Tensor) -> tuple[object, ...]:
-    """What a threshold was found for: model, LoRAs, choices, noise levels, sizes of picture and references."""
+    """What a threshold was found for: model, LoRAs, choices, guidance (CFG), noise levels, sizes of picture and
+    references."""
     patcher = guider.model_patcher
     loras = [(each.lora.file_name, each.strength) for each in applied_loras(patcher)]
     given = guider.conds.get("positive", ())
     references = [tuple(latent.shape) for one in given for latent in one.get("reference_latents", ())]
-    return (str(patcher.model.path), *loras, choices, *sigmas.tolist(), tuple(latent.shape), *references)
+    sizes = (tuple(latent.shape), *references)
+    return (str(patcher.model.path), *loras, choices, getattr(guider, "cfg", 1.0), *sigmas.tolist(), *sizes)
 
 
 def pictures(vae: Any, latents: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -80,7 +80,7 @@ class SamplingRun:
             torch.cuda.reset_peak_memory_stats(self.device)
         begin, graphs = time.perf_counter(), n_graphs()
         try:
-            with recompiles_allowed():
+            with recompiles_allowed() if self.compiles else nullcontext():
                 yield
             if cuda:
                 torch.cuda.synchronize(self.device)

@@ -100,6 +100,9 @@ def _seconds(name: str, q: Tensor, k: Tensor, v: Tensor) -> float | None:
             turns.append(time.perf_counter() - begin)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # torch has no kernel of this backend for such tensors
+    except (
+        RuntimeError,
+        ImportError,
+    ):  # no kernel of this backend for such tensors, or a package that does not fit torch
         return None
     return min(turns[1:])
