@@ -78,7 +78,7 @@ class SamplingRun:
         cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-        begin, graphs = time.perf_counter(), n_graphs()
+        begin, graphs = time.perf_counter(), self._n_graphs()
         try:
             with recompiles_allowed() if self.compiles else nullcontext():
                 yield
@@ -87,7 +87,10 @@ class SamplingRun:
                 self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
         finally:
             self.caches.clear()
-            self.seconds, self.n_graphs = time.perf_counter() - begin, n_graphs() - graphs
+            self.seconds, self.n_graphs = time.perf_counter() - begin, self._n_graphs() - graphs
+
+    def _n_graphs(self) -> int:
+        return n_graphs() if self.compiles else 0  # asking brings in torch's compiler, which takes seconds
 
     def after_step(self, callback: Callable[..., Any] | None) -> Callable[..., Any]:
         """The sampler's own callback, and the count of steps."""
