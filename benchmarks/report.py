@@ -138,10 +138,13 @@ def write(path: Path, rows: list[dict[str, Any]], script: str, *options: str) ->
 
 
 def show(rows: list[dict[str, Any]], notes: bool = True) -> None:
-    """The rows as a table on the screen."""
+    """The rows as a table on the screen, the goal beside what was measured."""
+    print(f"{'':42} {'measured':>12} {'goal':>8}")
     for row in rows:
         measured = "failed" if row["measured"] is None else f"{row['measured']:.4g}"
-        print(f"{row['name']:42} {measured:>12} {row['unit']:8} {row['note'] if notes else ''}".rstrip())
+        goal = "" if row["goal"] is None else f"{row['goal']:.4g}"
+        figures = f"{row['name']:42} {measured:>12} {goal:>8} {row['unit']:8}"
+        print(f"{figures} {row['note'] if notes else ''}".rstrip())
 
 
 def save(path: Path, rows: list[dict[str, Any]], script: str, *options: str) -> None:
