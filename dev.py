@@ -3,7 +3,7 @@
 python3 dev.py demo     edit a picture in a real ComfyUI and print where it lies
 python3 dev.py test     run all tests on the newest supported ComfyUI, those that meet ComfyUI on the oldest too
 python3 dev.py serve    start ComfyUI with this pack, for you to try
-python3 dev.py bench    measure the optimizer, in full on a card (20 minutes, 80 GB), else a tiny model on the CPU
+python3 dev.py bench    measure the optimizer, in full on a card of 80 GB, else a tiny model on the CPU
 
 Words after `test` go to pytest. $COMFYUI_PATH names a ComfyUI of your own, $KONTEXTKIT_CACHE the folder for downloads,
 $CHROMIUM a browser.

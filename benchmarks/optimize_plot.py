@@ -19,7 +19,12 @@ def read_frontier(path: Path) -> dict[str, dict[int, list[tuple[float, float]]]]
         match = NAME.fullmatch(row["name"])
         if match and row["measured"] is not None:
             threshold, order, measure = match.groups()
-            found[measure][int(order)].append((float(threshold.replace("_", ".")), row["measured"]))
+            measured = {measure: row["measured"]}
+            if measure == "computed_steps":
+                n_steps = int(row["note"].split()[1].rstrip(","))  # of 28, from ...
+                measured = {"hit_rate": 1 - row["measured"] / n_steps, "speed": n_steps / row["measured"]}
+            for name, value in measured.items():
+                found[name][int(order)].append((float(threshold.replace("_", ".")), value))
     return {measure: {order: sorted(points) for order, points in sorted(by.items())} for measure, by in found.items()}
 
 
@@ -39,8 +44,7 @@ def draw_frontier(result: Path, picture: Path) -> None:
         hits.plot(*zip(*measured["hit_rate"][order], strict=True), "o-", color=color, label=label)
         likeness.plot(*zip(*measured["ssim"][order], strict=True), "o-", color=color, label=f"{label}, mean")
         likeness.plot(*zip(*measured["ssim_p5"][order], strict=True), ":", color=color, label="5th percentile")
-        times = [(threshold, 1 / (1 - share)) for threshold, share in measured["hit_rate"][order]]
-        speed.plot(*zip(*times, strict=True), "o-", color=color, label=label)
+        speed.plot(*zip(*measured["speed"][order], strict=True), "o-", color=color, label=label)
     titles = {
         hits: "share of steps skipped",
         likeness: "SSIM to every step computed",

@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
+from ..engine.flux.compiled import TRITON_MISSING
 from ..engine.tiers.presets import AUTO, Choices
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
@@ -67,7 +68,7 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
         on_card = device.type == "cuda"
         choices = replace(choices, compile="default" if on_card and find_spec("triton") else "off")
         if on_card and choices.compile == "off":
-            lines.append("Not compiled: Triton is missing; `pip install triton` (on Windows triton-windows) brings it.")
+            lines.append(f"Not compiled: {TRITON_MISSING}.")
     if choices.attention == AUTO and device.type != "cuda":
         choices = replace(choices, attention="comfyui")
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
@@ -81,7 +82,7 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
         lines.append("Every step is computed.")
     if choices.references and choices.references.interval > 1:
         every = f"computed at the first {choices.references.n_first} computed steps"
-        lines.append(f"References are {every} and then at every {choices.references.interval}th.")
+        lines.append(f"References are {every} and then at one in {choices.references.interval}.")
     if choices.compile != "off":
         lines.append(f"The blocks are compiled ({choices.compile}); the first run takes longer.")
     if choices.attention != "comfyui":

@@ -105,7 +105,7 @@ class KontextOptimize(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=_ONLY + "torch.compile for the blocks. auto: default on a card with Triton, else off. "
-                    "max-autotune-no-cudagraphs tries more and takes minutes the first time.",
+                    "max-autotune-no-cudagraphs tries more and takes longer the first time.",
                 ),
                 io.Combo.Input(
                     "attention",
@@ -124,8 +124,8 @@ class KontextOptimize(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=_ONLY + "Reference pictures are computed at the first two computed steps and then at every "
-                    "so many; in between their keys and values are kept, which makes a step with references nearly as "
-                    "fast as one without. 1 computes them at every step.",
+                    "so many; in between their keys and values are kept and only text and picture are "
+                    "computed. 1 computes them at every step.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="For target_ssim, which compares pictures."),
             ],

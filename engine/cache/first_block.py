@@ -48,7 +48,6 @@ class FirstBlockCache:
         self.first: Tensor | None = None
         self.pending: Tensor | None = None
         self.rests: list[tuple[float, Tensor]] = []  # (sigma, what the other blocks added), the newest first
-        self.changes: list[float] = []  # measured, for calibration and reports
 
     def at(self, step: int, sigma: float) -> FirstBlockCache:
         """Before each pass: which step of the run it belongs to, and its noise level."""
@@ -83,9 +82,7 @@ class FirstBlockCache:
         assert self.first is not None
         if first.shape != self.first.shape:
             return False
-        change = relative_change(first, self.first)
-        self.changes.append(change)
-        return change < self.settings.threshold
+        return relative_change(first, self.first) < self.settings.threshold
 
 
 def relative_change(new: Tensor, old: Tensor) -> float:

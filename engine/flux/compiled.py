@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
@@ -22,6 +23,8 @@ MODES: dict[str, dict[str, Any]] = {  # Inductor's options
     "default": {},
     "max-autotune-no-cudagraphs": {"max_autotune": True, **GUIDE_OPTIONS},
 }
+_PACKAGE = "triton-windows" if os.name == "nt" else "triton"
+TRITON_MISSING = f"Triton is missing; `pip install {_PACKAGE}` into ComfyUI's Python brings it"
 RECOMPILE_LIMIT = 64  # graphs of a piece: types of weights, LoRAs, batches of one and of more
 
 Piece = Callable[..., Any]
@@ -99,20 +102,13 @@ def explain(error: BaseException) -> str:
     """One sentence for a user."""
     text = f"{error}\n{error.__cause__ or ''}"
     if "riton" in text and ("install" in text or "not found" in text or "find a working" in text.lower()):
-        package = "triton-windows" if torch.version.cuda and _is_windows() else "triton"
-        return f"Triton is missing; `pip install {package}` into ComfyUI's Python brings it"
+        return TRITON_MISSING
     if "compiler" in text.lower() and any(words in text for words in ("not found", "No working C", "Failed to find C")):
         return "there is no C++ compiler; install one (g++, or on Windows the Visual Studio Build Tools)"
     if "recompile_limit" in text:
         return f"more than {RECOMPILE_LIMIT} kinds of blocks were met; restart ComfyUI"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith(" raised:")]
     return f"torch.compile failed ({lines[0][:200] if lines else type(error).__name__})"
-
-
-def _is_windows() -> bool:
-    import sys
-
-    return sys.platform == "win32"
 
 
 def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:

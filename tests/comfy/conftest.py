@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from flux_files import write_gguf
 from hosted_loras import linears
 from loras import random
-from optimized import Said
+from optimized import NODE, Said
 from oracle import Twins, make_twins
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -93,3 +94,20 @@ def said(comfyui, monkeypatch):
     said = Said()
     monkeypatch.setattr(optimize, "show", said.show)
     return said
+
+
+@pytest.fixture(scope="module")
+def model(twins):
+    """The twins' file as our MODEL, in float32."""
+    from kontextkit.bridge.model import load
+
+    return load(twins.path, "float32")
+
+
+@pytest.fixture
+def optimize_node(comfyui, monkeypatch):
+    """Optimize Kontext as ComfyUI runs it."""
+    from kontextkit.nodes.optimize import KontextOptimize
+
+    monkeypatch.setattr(KontextOptimize, "hidden", SimpleNamespace(unique_id=NODE))
+    return KontextOptimize

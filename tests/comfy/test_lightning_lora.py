@@ -29,13 +29,6 @@ def shapes(model):
     return {name: (m.out_features, m.in_features) for name, m in layers if hasattr(m, "qtype")}
 
 
-@pytest.fixture(scope="module")
-def model(twins):
-    from kontextkit.bridge.model import load
-
-    return load(twins.path, "float32")
-
-
 @pytest.fixture
 def folder(comfyui, tmp_path, monkeypatch):
     import folder_paths

@@ -1,35 +1,18 @@
 """Optimize Kontext in ComfyUI's own sampling: what it changes, what it leaves, what it says."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hosted_loras import with_lora
 from kontextkit.engine.tiers.presets import PRESETS
-from optimized import NODE, SKIPS, mapped, optimized
+from optimized import SKIPS, mapped, optimized
 from oracle import conditioning, error, k_sampler, latent
 
 STEPS = 6
 PLAIN = conditioning(1)  # without references, so that it runs in one batch with the negative
 
 pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
-
-
-@pytest.fixture(scope="module")
-def model(twins):
-    from kontextkit.bridge.model import load
-
-    return load(twins.path, "float32")
-
-
-@pytest.fixture
-def node(comfyui, monkeypatch):
-    """The node as ComfyUI runs it."""
-    from kontextkit.nodes.optimize import KontextOptimize
-
-    monkeypatch.setattr(KontextOptimize, "hidden", SimpleNamespace(unique_id=NODE))
-    return KontextOptimize
 
 
 def sample(model, **more):
@@ -51,11 +34,11 @@ def state(model):
 # what it changes
 
 
-def test_off_and_threshold_zero_change_no_bit(model, node, said):
+def test_off_and_threshold_zero_change_no_bit(model, optimize_node, said):
     expected = sample(model)
-    assert torch.equal(sample(node.execute(model, "off").result[0]), expected)
+    assert torch.equal(sample(optimize_node.execute(model, "off").result[0]), expected)
     assert said.texts == []
-    custom = node.execute(model, "custom", threshold=0.0, compile="off", attention="comfyui").result[0]
+    custom = optimize_node.execute(model, "custom", threshold=0.0, compile="off", attention="comfyui").result[0]
     assert torch.equal(sample(custom), expected)
     assert said.passes() == (STEPS, 0)
 
@@ -65,11 +48,11 @@ def test_a_map_that_computes_every_step_changes_no_bit(model):
         assert torch.equal(sample(mapped(model, *range(STEPS)), cfg=cfg), sample(model, cfg=cfg))
 
 
-def test_the_model_that_came_in_stays_as_it_was(model, node):
+def test_the_model_that_came_in_stays_as_it_was(model, optimize_node):
     before = state(model)
     expected = sample(model)
     for preset in (*PRESETS, "custom"):
-        sample(node.execute(model, preset).result[0], steps=2)
+        sample(optimize_node.execute(model, preset).result[0], steps=2)
     sample(optimized(model, SKIPS, attention="sliced"), steps=2)
     assert state(model) == before
     assert torch.equal(sample(model), expected)
@@ -83,11 +66,11 @@ def test_branches_of_a_graph_do_not_hear_of_each_other(model):
         assert torch.equal(sample(branches[i].clone()), pictures[i])
 
 
-def test_a_second_one_takes_the_place_of_the_first(model, node, said):
+def test_a_second_one_takes_the_place_of_the_first(model, optimize_node, said):
     twice = optimized(mapped(model, 0, 3), SKIPS)
     assert torch.equal(sample(twice), sample(optimized(model, SKIPS)))
     said.texts.clear()
-    assert torch.equal(sample(node.execute(twice, "off").result[0]), sample(model))
+    assert torch.equal(sample(optimize_node.execute(twice, "off").result[0]), sample(model))
     assert said.texts == []
 
 

@@ -13,13 +13,6 @@ from oracle import DEVICE, conditioning, inputs, k_sampler, latent, normal
 pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
 
 
-@pytest.fixture(scope="module")
-def model(twins):
-    from kontextkit.bridge.model import load
-
-    return load(twins.path, "float32")
-
-
 @pytest.fixture
 def runs(model, monkeypatch):
     """Weak references to the runs and caches of a test."""

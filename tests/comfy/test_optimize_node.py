@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,27 +17,11 @@ from server_notes import notes
 pytestmark = pytest.mark.usefixtures("as_in_a_running_prompt")
 
 
-@pytest.fixture(scope="module")
-def model(twins):
-    from kontextkit.bridge.model import load
-
-    return load(twins.path, "float32")
-
-
-@pytest.fixture
-def node(comfyui, monkeypatch):
-    """The node as ComfyUI runs it."""
-    from kontextkit.nodes.optimize import KontextOptimize
-
-    monkeypatch.setattr(KontextOptimize, "hidden", SimpleNamespace(unique_id=NODE))
-    return KontextOptimize
-
-
 # what it offers and refuses
 
 
-def test_every_input_is_explained_and_its_default_is_the_preset_balanced(node):
-    schema = node.define_schema()
+def test_every_input_is_explained_and_its_default_is_the_preset_balanced(optimize_node):
+    schema = optimize_node.define_schema()
     assert all(len(each.tooltip) > 30 for each in [*schema.inputs, *schema.outputs])
     inputs = {each.id: each for each in schema.inputs}
     assert list(inputs)[:2] == ["model", "preset"]
@@ -50,10 +33,12 @@ def test_every_input_is_explained_and_its_default_is_the_preset_balanced(node):
     assert PRESETS["balanced"].cache == usual
 
 
-def test_custom_takes_every_input(node, model):
+def test_custom_takes_every_input(optimize_node, model):
     from kontextkit.bridge.optimize import KEY
 
-    changed, report = node.execute(model, "custom", 0.3, "2", 0.1, 0.9, 3, compile="default", attention="sliced").result
+    changed, report = optimize_node.execute(
+        model, "custom", 0.3, "2", 0.1, 0.9, 3, compile="default", attention="sliced"
+    ).result
     expected = Choices(FirstBlockSettings(0.3, 2, 0.1, 0.9, 3), "default", "sliced")
     assert changed.get_attachment(KEY).choices == expected
     assert report.splitlines() == [
@@ -64,24 +49,24 @@ def test_custom_takes_every_input(node, model):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_without_a_card_auto_is_neither_compiled_nor_attends_otherwise(node, model):
-    _, report = node.execute(model, "quality").result
+def test_without_a_card_auto_is_neither_compiled_nor_attends_otherwise(optimize_node, model):
+    _, report = optimize_node.execute(model, "quality").result
     assert report == "Every step is computed."
-    _, report = node.execute(model, "custom", threshold=0.0, attention="cudnn").result
+    _, report = optimize_node.execute(model, "custom", threshold=0.0, attention="cudnn").result
     assert report == "Attention is ComfyUI's: cudnn attention needs an NVIDIA card.\nEvery step is computed."
 
 
-def test_a_model_of_another_loader_is_refused_in_a_sentence(node, twins):
+def test_a_model_of_another_loader_is_refused_in_a_sentence(optimize_node, twins):
     import comfy.sd
 
     core = comfy.sd.load_diffusion_model(str(twins.path), model_options={"dtype": torch.float32})
     with pytest.raises(ValueError, match=r"from another loader; .* Load the model with one of these, or take this"):
-        node.execute(core, "balanced")
+        optimize_node.execute(core, "balanced")
 
 
-def test_a_target_without_a_vae_is_refused_in_a_sentence(node, model):
+def test_a_target_without_a_vae_is_refused_in_a_sentence(optimize_node, model):
     with pytest.raises(ValueError, match="connect the VAE to Optimize Kontext, or set it to 0"):
-        node.execute(model, "custom", target_ssim=0.9)
+        optimize_node.execute(model, "custom", target_ssim=0.9)
 
 
 # attention
@@ -166,14 +151,14 @@ def test_a_server_shows_each_run_under_the_node_also_where_the_node_itself_does_
 # a threshold for a picture
 
 
-def test_compiled_blocks_get_a_model_without_dynamic_vram(node, model, monkeypatch):
+def test_compiled_blocks_get_a_model_without_dynamic_vram(optimize_node, model, monkeypatch):
     """Which no CPU has; ComfyUI keeps the delegate, so that the file is not loaded again each time."""
     asked, clone = [], model.clone()
     monkeypatch.setattr(clone, "is_dynamic", lambda: True, raising=False)
     monkeypatch.setattr(clone, "get_non_dynamic_delegate", lambda: asked.append(1) or model.clone(), raising=False)
-    node.execute(clone, "custom", compile="off")
+    optimize_node.execute(clone, "custom", compile="off")
     assert asked == []
-    changed, _ = node.execute(clone, "custom", compile="default").result
+    changed, _ = optimize_node.execute(clone, "custom", compile="default").result
     assert asked == [1]
     assert changed.model is model.model
 
