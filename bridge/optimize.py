@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
-from ..engine.flux.compiled import TRITON_MISSING
+from ..engine.flux.compiled import triton_missing
 from ..engine.tiers.presets import AUTO, Choices
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
@@ -68,7 +68,7 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
         on_card = device.type == "cuda"
         choices = replace(choices, compile="default" if on_card and find_spec("triton") else "off")
         if on_card and choices.compile == "off":
-            lines.append(f"Not compiled: {TRITON_MISSING}.")
+            lines.append(f"Not compiled: {triton_missing()}.")
     if choices.attention == AUTO and device.type != "cuda":
         choices = replace(choices, attention="comfyui")
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
@@ -23,8 +23,6 @@ MODES: dict[str, dict[str, Any]] = {  # Inductor's options
     "default": {},
     "max-autotune-no-cudagraphs": {"max_autotune": True, **GUIDE_OPTIONS},
 }
-_PACKAGE = "triton-windows" if os.name == "nt" else "triton"
-TRITON_MISSING = f"Triton is missing; `pip install {_PACKAGE}` into ComfyUI's Python brings it"
 RECOMPILE_LIMIT = 64  # graphs of a piece: types of weights, LoRAs, batches of one and of more
 
 Piece = Callable[..., Any]
@@ -98,11 +96,17 @@ def compiler_errors() -> tuple[type[BaseException], ...]:
     return TorchDynamoException, FailOnRecompileLimitHit, InductorError, CppCompileError
 
 
+def triton_missing() -> str:
+    """How to bring Triton, whose package has another name on Windows."""
+    package = "triton-windows" if sys.platform == "win32" else "triton"
+    return f"Triton is missing; `pip install {package}` into ComfyUI's Python brings it"
+
+
 def explain(error: BaseException) -> str:
     """One sentence for a user."""
     text = f"{error}\n{error.__cause__ or ''}"
     if "riton" in text and ("install" in text or "not found" in text or "find a working" in text.lower()):
-        return TRITON_MISSING
+        return triton_missing()
     if "compiler" in text.lower() and any(words in text for words in ("not found", "No working C", "Failed to find C")):
         return "there is no C++ compiler; install one (g++, or on Windows the Visual Studio Build Tools)"
     if "recompile_limit" in text:
