@@ -13,10 +13,15 @@ import comfy.ops
 from comfy.ldm.flux.math import attention
 from torch import Tensor
 
+from ..engine.attention.backends import EXACT
+from ..engine.attention.weighted import attend_in_runs
+from ..engine.flux.blocks import rotated
 from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
+from ..engine.references.weights import Runs, bias, full_runs
+from ..engine.tiers.presets import AUTO
 from .prefetch import Prefetch
 from .run import KEY as RUN
-from .run import SamplingRun
+from .run import OVERRIDE, SamplingRun
 
 _RESIDUALS = {"double": "input", "single": "output"}
 
@@ -31,14 +36,16 @@ class ComfyHooks(BlockHooks):
         prefetch: Prefetch,
         shapes: tuple[object, ...] = (),
         kept_bytes: int = 0,
+        runs: Runs = (),
     ):
         """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches.
 
-        kept_bytes: what keys and values of its references take, 0 where they cannot be kept.
+        kept_bytes: what keys and values of its references take, 0 where they cannot be kept. runs: weights of the references' tokens.
         """
         self.options = transformer_options.copy()
         self.control = control or {}
         self.prefetch = prefetch
+        self.runs = runs
         self.run: SamplingRun | None = transformer_options.get(RUN)
         if self.run is not None:
             self.caches = self.run.cached(transformer_options, shapes)
@@ -50,6 +57,23 @@ class ComfyHooks(BlockHooks):
     def timed(self) -> AbstractContextManager[None]:
         """Around the pass, for an optimizer's report."""
         return nullcontext() if self.run is None else self.run.timed(self.caches)
+
+    def _attend_in_runs(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Tensor | None:
+        """On a card, unless somebody chose an attention that must be asked; None elsewhere."""
+        chosen = self.run.choices.attention if self.run else None
+        if not q.is_cuda or (OVERRIDE in self.options and chosen not in (AUTO, *EXACT)):
+            return None
+        x = attend_in_runs(*rotated(q, k, v, pe), full_runs(self.runs, k.shape[2]))
+        return None if x is None else x.transpose(1, 2).flatten(2)
+
+    def _weighted(self, mask: Tensor | None, k: Tensor) -> Tensor | None:
+        """The mask and the weights of the references' tokens, as what is added to the scores."""
+        if not self.runs:
+            return mask
+        weighted = bias(full_runs(self.runs, k.shape[2]), k)
+        if mask is None:
+            return weighted
+        return weighted + (mask if mask.is_floating_point() else mask.to(k.dtype).log())
 
     def patches(self, name: str) -> Iterable[Callable[..., Any]]:
         """The patches of one kind, as they are now: a patch may add others."""
@@ -113,7 +137,9 @@ class ComfyHooks(BlockHooks):
             out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=self.options)
             q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
             pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
-        x = attention(q, k, v, pe=pe, mask=mask, transformer_options=self.options)
+        x = self._attend_in_runs(q, k, v, pe) if self.runs and mask is None else None
+        if x is None:
+            x = attention(q, k, v, pe=pe, mask=self._weighted(mask, k), transformer_options=self.options)
         for patch in self.patches("attn1_output_patch"):
             x = patch(x, self.options)
         return x

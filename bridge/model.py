@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import comfy.conds
 import comfy.model_base
 import comfy.model_management
 import comfy.supported_models
@@ -22,7 +23,7 @@ from ..engine.flux.weights import Weights, read_weights
 from .linear import HostedLinear
 from .patcher import make_patcher
 from .streaming import StreamingNotice
-from .transformer import HostedTransformer
+from .transformer import REFERENCE_WEIGHTS, HostedTransformer
 
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BY_PREFERENCE = [torch.bfloat16, torch.float16, torch.float32]
@@ -36,6 +37,13 @@ class KontextModel(comfy.model_base.Flux):
     ):
         super().__init__(model_config, model_type, unet_model=lambda **_: hosted)
         self.path = path  # of its file
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """ComfyUI's, and what `bridge.references` put into the conditioning."""
+        conds: dict[str, Any] = super().extra_conds(**kwargs)
+        if weights := kwargs.get(REFERENCE_WEIGHTS):
+            conds[REFERENCE_WEIGHTS] = comfy.conds.CONDConstant(tuple(weights))
+        return conds
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Packed weights cannot be saved under ComfyUI's names."""

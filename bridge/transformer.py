@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ..engine.cache.references import n_bytes
 from ..engine.flux.loop import predict_velocity
 from ..engine.flux.positions import PATCH, Rope, lay_out, unpatchify
+from ..engine.references.weights import arrange
 from .hooks import ComfyHooks
 from .prefetch import Prefetch
 
+REFERENCE_WEIGHTS = "reference_weights"  # in a conditioning: `engine.references.weights.Weights` of each reference
 ROPE_OPTIONS = {field.name for field in fields(Rope)}
 
 
@@ -68,27 +70,33 @@ class HostedTransformer(nn.Module):
         method = kwargs.get("ref_latents_method", self.default_ref_method)
         rope = Rope(**{k: v for k, v in (options.get("rope_options") or {}).items() if k in ROPE_OPTIONS})
         tokens, img_ids = lay_out([x, *(ref_latents or ())], method, rope)
-        img_ids = img_ids.expand(x.shape[0], -1, -1)
+        n_target = tokens[0].shape[1]
         if ref_latents:
             options = options | {"reference_image_num_tokens": [t.shape[1] for t in tokens[1:]]}
+        img = torch.cat(tokens, dim=1)
+        arrangement = arrange(tuple(t.shape[1] for t in tokens[1:]), kwargs.get(REFERENCE_WEIGHTS, ()))
+        if arrangement:
+            order = torch.cat((torch.arange(n_target), n_target + arrangement.order)).to(img.device)
+            img, img_ids = img[:, order], img_ids[:, order]
+        img_ids = img_ids.expand(x.shape[0], -1, -1)
         transformer: Any = self.transformer  # nn.Module hides the types of what it holds
         blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         prefetch = Prefetch(blocks, x.device, options)
         shapes = (tuple(x.shape), tuple(context.shape), *(tuple(t.shape) for t in tokens[1:]))
-        n_reference_tokens = 0 if kwargs.get("attention_mask") is not None else sum(t.shape[1] for t in tokens[1:])
+        n_reference_tokens = 0 if kwargs.get("attention_mask") is not None else img.shape[1] - n_target
         kept = n_bytes(n_reference_tokens, len(x), transformer.inner_dim, len(blocks), x.element_size())
-        hooks = ComfyHooks(options, control, prefetch, shapes, kept)
+        hooks = ComfyHooks(options, control, prefetch, shapes, kept, arrangement.runs if arrangement else ())
         with hooks.timed():
             velocity = predict_velocity(
                 self.transformer,
-                torch.cat(tokens, dim=1),
+                img,
                 img_ids,
                 context,
                 img_ids.new_zeros(x.shape[0], context.shape[1], img_ids.shape[-1]),
                 timestep,
                 y,
                 guidance,
-                n_target=tokens[0].shape[1],
+                n_target=n_target,
                 mask=kwargs.get("attention_mask"),
                 hooks=hooks,
             )

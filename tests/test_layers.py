@@ -29,6 +29,7 @@ INSIDE_ENGINE = {
     "words": set(),
     "metrics": set(),
     "attention": set(),
+    "references": {"errors", "flux"},
     "cache": set(),
     "tiers": {"cache"},
     "training": {"errors", "flux", "lora", "quant"},

@@ -1,0 +1,1 @@
+"""Reference pictures: their sizes, weights, cost and layout."""
