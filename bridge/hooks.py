@@ -40,7 +40,8 @@ class ComfyHooks(BlockHooks):
     ):
         """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches.
 
-        kept_bytes: what keys and values of its references take, 0 where they cannot be kept. runs: weights of the references' tokens.
+        kept_bytes: what keys and values of its references take, 0 where they cannot be kept. runs: of its
+        references' keys.
         """
         self.options = transformer_options.copy()
         self.control = control or {}

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import lightning_lora, load_demo, load_model, load_text_encoders, optimize, train_lora
+from . import (
+    encode_references,
+    lightning_lora,
+    load_demo,
+    load_model,
+    load_text_encoders,
+    optimize,
+    reference,
+    restore_size,
+    train_lora,
+)
 
 
 class KontextExtension(ComfyExtension):
@@ -12,5 +22,15 @@ class KontextExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of every file in this room."""
-        files = (load_model, load_text_encoders, load_demo, lightning_lora, optimize, train_lora)
+        files = (
+            load_model,
+            load_text_encoders,
+            load_demo,
+            reference,
+            encode_references,
+            restore_size,
+            lightning_lora,
+            optimize,
+            train_lora,
+        )
         return [node for file in files for node in file.NODES]

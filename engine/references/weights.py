@@ -5,7 +5,6 @@ Tokens are put in order of falling weight once a pass, so that in every block eq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
