@@ -18,6 +18,7 @@ from ..engine.checkpoint import open_checkpoint
 from ..engine.errors import CheckpointError, listing
 from ..engine.quant import PackedTensor
 from ..engine.text_encoders import read_clip_l, read_t5xxl
+from .kept_clip import KeptCLIP
 from .linear import HostedLinear
 from .model import read_through
 
@@ -74,7 +75,7 @@ def make_clip(
         fill(model.t5xxl.transformer, t5xxl, file_names[1])
         return model.requires_grad_(False)
 
-    return comfy.sd.CLIP(
+    return KeptCLIP(
         ClipTarget(comfy.text_encoders.flux.FluxTokenizer, make),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=sum(tensor.data.nbytes for tensor in (*clip_l.values(), *t5xxl.values())) // 2,  # of two bytes

@@ -221,3 +221,30 @@ def test_the_node_lists_both_folders_and_says_which_slot_is_wrong(comfyui, tmp_p
         Node.execute("l.safetensors", "t5.gguf")
     with pytest.raises(CheckpointError, match=r"l\.safetensors: this is CLIP-L, t5xxl_name needs T5-XXL"):
         Node.execute("l.safetensors", "l.safetensors")
+
+
+def test_a_prompt_is_encoded_once(states, monkeypatch):
+    from kontextkit.bridge import kept_clip
+    from kontextkit.bridge.text_encoders import make_clip
+
+    clip = make_clip(*(packed(state) for state in states), NAMES, SMALL)
+    encoded, encode_once = [], clip.encode_from_tokens
+    monkeypatch.setattr(
+        clip, "encode_from_tokens", lambda *rest, **more: encoded.append(1) or encode_once(*rest, **more)
+    )
+    first = clip.encode_from_tokens_scheduled(clip.tokenize("a car"))
+    first[0][1]["guidance"] = 3.0
+    again = clip.encode_from_tokens_scheduled(clip.tokenize("a car"))
+    assert len(encoded) == 1
+    assert "guidance" not in again[0][1]
+    assert torch.equal(again[0][0], first[0][0])
+    clip.encode_from_tokens_scheduled(clip.tokenize("a car"), add_dict={"guidance": 2.0})
+    clip.encode_from_tokens_scheduled(clip.tokenize("a (car:1.2)"))
+    assert len(encoded) == 3
+    monkeypatch.setattr(kept_clip, "N_PROMPTS", 2)
+    for text in ("b", "c", "a car"):
+        clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    assert len(encoded) == 6
+    changed = clip.clone()
+    changed.encode_from_tokens_scheduled(changed.tokenize("a car"))
+    assert type(changed) is not type(clip)  # a clone may carry a LoRA
