@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import lightning_lora, load_demo, load_model, load_text_encoders, optimize, train_lora
+from . import (
+    compare_ssim,
+    lightning_lora,
+    load_demo,
+    load_model,
+    load_text_encoders,
+    mask_quality,
+    optimize,
+    train_lora,
+)
 
 
 class KontextExtension(ComfyExtension):
@@ -12,5 +21,14 @@ class KontextExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of every file in this room."""
-        files = (load_model, load_text_encoders, load_demo, lightning_lora, optimize, train_lora)
+        files = (
+            load_model,
+            load_text_encoders,
+            load_demo,
+            lightning_lora,
+            optimize,
+            train_lora,
+            compare_ssim,
+            mask_quality,
+        )
         return [node for file in files for node in file.NODES]

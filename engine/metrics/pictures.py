@@ -19,7 +19,7 @@ def ready_pair(a: Tensor, b: Tensor, sizes: str = REFUSE) -> tuple[Tensor, Tenso
     RESIZE, which brings b to a's size. Raises ValueError for another shape, for other sizes, and for NaN or infinity.
     """
     said: list[str] = []
-    a, b = _ready(a, "image_a", said), _ready(b, "image_b", said)
+    a, b = ready_image(a, "image_a", said), ready_image(b, "image_b", said)
     if a.shape[2:] != b.shape[2:]:
         if sizes == REFUSE:
             raise ValueError(
@@ -54,7 +54,8 @@ def ready_mask(mask: Tensor, said: list[str], like: Tensor | None = None) -> Ten
     return mask
 
 
-def _ready(image: Tensor, name: str, said: list[str]) -> Tensor:
+def ready_image(image: Tensor, name: str, said: list[str]) -> Tensor:
+    """An IMAGE (B, H, W, C) as pictures (B, 3, H, W); see `ready_pair`."""
     if image.ndim != 4 or 0 in image.shape or image.shape[3] not in (1, 3, 4):
         raise ValueError(
             f"{name} has the shape {list(image.shape)}, expected (batch, height, width, 1, 3 or 4 channels)."
