@@ -72,7 +72,7 @@ def test_a_batch_has_a_row_each_and_fails_by_its_worst(compared):
     b[1] = 1 - b[1]
     (ssim, grade, passed, heat, report), ui = compared(a, b, 0.6, by_region=True)
     assert (grade, passed, len(heat), len(ui["b_images"])) == ("poor", False, 3, 3)
-    assert 0.6 < ssim < 0.8
+    assert 0.3 < ssim < 0.4
     lines = report.splitlines()
     assert "Failed: index 1 is below the threshold of 0.6." in lines[0]
     assert lines[2].startswith(f"3 pairs: mean {ssim:.4f}, minimum -0.")
@@ -109,7 +109,6 @@ def test_clip_and_lpips_are_computed_where_they_are_there(compared, monkeypatch,
 
     a = picture(2)
     seen = SimpleNamespace(encode_image=lambda image: {"image_embeds": image.flatten(1)[:, :8]})
-    _, ui = compared(a, a, 0.95)
     report = compared(a, a, 0.95, clip_vision=seen)[0][4]
     assert "CLIP similarity by index: 1.0000, 1.0000." in report
 
