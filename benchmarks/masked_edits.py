@@ -2,11 +2,11 @@
 
     COMFYUI_PATH=... python benchmarks/masked_edits.py [--edits N] [--steps N] [--tiny] [--out FILE]
 
-Held-out local edits through ComfyUI. Masks are boxes around what should change. For the grades they are 2 pixels wider:
-sharp (high), with a feather of 8 pixels (standard), with one of 40 and at most 0.7 (poor). For the denoise they are 8
-pixels wider, as one would paint them, and sharp. The mask is the sampler's noise mask, and afterwards puts the result on
-the original, as the workflow kontext inpaint does. The grades are those that Check Mask gives; edge_error is the mean
-absolute difference to the truth near the border of what should change.
+Held-out local edits through ComfyUI. Masks are boxes around what should change. For the grades they are 2 pixels
+wider: sharp (high), with a feather of 8 pixels (standard), with one of 40 and at most 0.7 (poor). For the denoise they
+are 8 pixels wider, as one would paint them, and sharp. The mask is the sampler's noise mask, and afterwards puts the
+result on the original, as the workflow kontext inpaint does. The grades are those that Check Mask gives; edge_error is
+the mean absolute difference to the truth near the border of what should change.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     compare_ssim,
+    crop_and_stitch,
     lightning_lora,
     load_demo,
     load_model,
@@ -30,5 +31,6 @@ class KontextExtension(ComfyExtension):
             train_lora,
             compare_ssim,
             mask_quality,
+            crop_and_stitch,
         )
         return [node for file in files for node in file.NODES]
