@@ -126,12 +126,10 @@ class KontextCompareSSIM(io.ComfyNode):
         measured = f"{channels}{', multi-scale' if multi_scale else ''}, {region}"
         report = "\n".join((*said, describe(found, measured, threshold, perceptual, by_region, mask)))
         show_here("\n".join((*said, verdict(found, threshold))))
-        shown = {
-            key: ui.PreviewImage(picture.movedim(1, -1).float(), cls=cls).as_dict()["images"]
-            for key, picture in (("a_images", a), ("b_images", b))
-        }
-        passed = found.rows[found.worst].ssim >= threshold
-        return io.NodeOutput(found.ssim, grade(found.ssim), passed, draw_heat_map(found.map), report, ui=shown)
+        passed, heat = found.rows[found.worst].ssim >= threshold, draw_heat_map(found.map)
+        under_slider = (("a_images", a.movedim(1, -1)), ("b_images", b.movedim(1, -1)), ("images", heat))
+        shown = {key: ui.PreviewImage(image.float(), cls=cls).as_dict()["images"] for key, image in under_slider}
+        return io.NodeOutput(found.ssim, grade(found.ssim), passed, heat, report, ui=shown)
 
 
 NODES = [KontextCompareSSIM]

@@ -58,7 +58,9 @@ class KontextCropToMask(io.ComfyNode):
     def execute(cls, image: torch.Tensor, mask: torch.Tensor, context: int, size: int) -> io.NodeOutput:
         """Raises ValueError for an empty mask, for one of another size, and for values that are not finite."""
         said: list[str] = []
-        mask = ready_mask(mask, said, ready_image(image, "image", []))
+        ready_image(image, "image", [])
+        image = image.expand(-1, -1, -1, max(3, image.shape[3]))  # gray as RGB
+        mask = ready_mask(mask, said)
         part, part_mask, cut = crop.crop_to_mask(image, mask.to(image.device), context, size)
         place = f"{cut.width}x{cut.height} at x {cut.left}, y {cut.top}"
         show_here("\n".join((*said, f"{place}, as {part.shape[2]}x{part.shape[1]}.")))

@@ -34,11 +34,17 @@ def crop_to_mask(picture: Tensor, mask: Tensor, context: int, size: int) -> tupl
     """The part of pictures (B, H, W, C) around what any mask (B or 1, H, W) touches, scaled, with its masks.
 
     context: pixels added on each side. The box is snapped outwards to multiples of 16 and scaled to about size x size
-    pixels in its own shape, sides again multiples of 16; size 0 leaves it. Raises ValueError where no mask touches.
+    pixels in its own shape, sides again multiples of 16; size 0 leaves it. Raises ValueError where no mask touches, and
+    for a mask that does not fit.
     """
     touched = (mask > 0).any(dim=0)
-    if not touched.any():
+    if not touched.any():  # as Load Image's is where nothing was painted, of 64x64 pixels
         raise ValueError("mask is empty, so there is nothing to crop to; paint what should change.")
+    if mask.shape[1:] != picture.shape[1:3] or len(mask) not in (1, len(picture)):
+        raise ValueError(
+            f"mask has the shape {list(mask.shape)} (batch, height, width), the picture {list(picture.shape[:3])}; "
+            "bring them to one size, with one mask for all or one for each."
+        )
     rows, columns = touched.any(dim=1).nonzero()[:, 0], touched.any(dim=0).nonzero()[:, 0]
     left, width = _snap(int(columns[0]) - context, int(columns[-1]) + 1 + context, mask.shape[2])
     top, height = _snap(int(rows[0]) - context, int(rows[-1]) + 1 + context, mask.shape[1])
