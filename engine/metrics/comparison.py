@@ -61,8 +61,8 @@ def compare(
 ) -> Comparison:
     """Compares pictures (B, 3, H, W) in 0-1 pair by pair.
 
-    region: WHOLE, or the pixels where the mask (B or 1, H, W) is at least 0.5 (INSIDE) or is not (OUTSIDE). SSIM
-    then is the mean of the windows that lie wholly there, so that nothing beyond the region's border counts.
+    region: WHOLE, or the pixels where the mask (B or 1, H, W) is at least 0.5 (INSIDE) or is 0 (OUTSIDE). SSIM then is
+    the mean of the windows that lie wholly there, so that nothing beyond the region's border counts.
     Raises ValueError for sides that are too short, and where no window of a picture lies in its region.
     """
     least = SMALLEST_FOR_SCALES if multi_scale else WINDOW
@@ -140,7 +140,7 @@ def _inside(a: Tensor, region: str, mask: Tensor | None) -> Tensor | None:
         return None
     if mask is None:
         raise ValueError(f"comparing {region} needs a mask; connect one, or compare the {WHOLE}.")
-    inside = (mask >= 0.5) == (region == INSIDE)
+    inside = mask >= 0.5 if region == INSIDE else mask <= 0  # a soft edge belongs to neither
     return inside.to(a.device, torch.float32).expand(len(a), -1, -1)
 
 

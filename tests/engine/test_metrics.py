@@ -139,6 +139,9 @@ def test_outside_a_mask_nothing_of_the_inside_counts_and_the_other_way_round():
         same, changed = compare(a, kept, mask=mask, region=region), compare(a, kept, mask=mask, region=other)
         assert (same.ssim, same.rows[0].psnr, same.rows[1].difference) == (1.0, math.inf, 0.0)
         assert changed.ssim < 0.9
+    soft = ndimage.gaussian_filter(mask.numpy(), (0, 2, 2))  # what it blends lies neither outside nor wholly inside
+    blended = torch.lerp(a, b, torch.from_numpy(soft)[:, None])
+    assert compare(a, blended, mask=torch.from_numpy(soft), region=OUTSIDE).ssim == 1.0
     expected = scikit_image_map(a[0], b[0])[:, 20:30, 10:34].mean()  # windows around pixels 25-34 and 15-38
     assert compare(a, b, mask=mask, region=INSIDE).rows[0].ssim == pytest.approx(expected, abs=1e-9)
     difference = (a - b)[0, :, 20:40, 10:44].abs().double().mean().item()
