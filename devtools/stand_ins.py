@@ -19,7 +19,7 @@ LORA = "loras/FLUX.1-Turbo-Alpha.safetensors"
 RANK = 4  # of the stand-in
 DEMO_TRANSFORMER = ROOT / "demo" / "kontext_demo_bf16.safetensors"
 PROMPT = "make the circle blue"  # in words that the demo model knows
-SIDE = 256  # pixels, where FluxKontextImageScale would make a megapixel
+SIDE = 256  # pixels, where FluxKontextImageScale and the like would make a megapixel
 
 LOADER, PRECISION = "KontextLoadDemo", "BF16"
 _OUTPUTS = {"DualCLIPLoader": ("CLIP", 1), "VAELoader": ("VAE", 2)}  # the loader's output that takes a node's place
@@ -80,6 +80,8 @@ def api_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> di
         if node["class_type"] == "FluxKontextImageScale":
             node["class_type"] = "ImageScale"
             inputs |= _SCALE
+        if node["class_type"] == "KontextCropToMask":
+            inputs["size"] = SIDE
     if moved:
         workflow["demo"] = {"class_type": LOADER, "inputs": {"precision": PRECISION}}
     return workflow
@@ -95,6 +97,8 @@ def ui_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> dic
         if node["type"] == "FluxKontextImageScale":
             node["type"], node["widgets_values"] = "ImageScale", list(_SCALE.values())
             node["properties"] = {}
+        if node["type"] == "KontextCropToMask":
+            node["widgets_values"][-1] = SIDE
     moved = [node for node in nodes if node["type"] in _OUTPUTS]
     if not moved:
         return workflow

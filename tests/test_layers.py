@@ -28,6 +28,7 @@ INSIDE_ENGINE = {
     "lora": {"errors", "checkpoint", "flux"},
     "words": set(),
     "metrics": set(),
+    "inpaint": set(),
     "attention": set(),
     "references": {"errors", "flux"},
     "cache": set(),

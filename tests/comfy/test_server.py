@@ -25,6 +25,8 @@ DEMO = json.loads((WORKFLOWS / "kontext_demo.json").read_text())
 SIZES = {  # of the pictures of each workflow
     "kontext_demo.json": [(256, 256), (256, 256), (520, 256)],
     "kontext_edit.json": [(256, 256)],
+    "kontext_inpaint.json": [(256, 256), (256, 256), (312, 256)],
+    "kontext_inpaint_crop.json": [(256, 256), (256, 256), (312, 256)],
     "kontext_lightning.json": [(256, 256)],
     "kontext_optimized.json": [(256, 256)],
 }
