@@ -11,6 +11,7 @@ from . import (
     load_model,
     load_text_encoders,
     optimize,
+    quality_lab,
     reference,
     restore_size,
     train_lora,
@@ -32,5 +33,6 @@ class KontextExtension(ComfyExtension):
             lightning_lora,
             optimize,
             train_lora,
+            quality_lab,
         )
         return [node for file in files for node in file.NODES]
