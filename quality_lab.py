@@ -61,16 +61,20 @@ def main() -> None:
     if min(options.edits, options.seeds, options.steps) < 1:
         parser.error("--edits, --seeds and --steps are at least 1")
     import_pack()
-    use_comfyui(parser)
+    from kontextkit.engine.lab.settings import parse_values
+
+    begin = time.perf_counter()
     try:
-        measure(options, time.perf_counter())
+        values = parse_values(options.setting, options.values)
+        use_comfyui(parser)
+        measure(options, values, begin)
     except (ValueError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{parser.prog}: stopped; nothing was written")
 
 
-def measure(options: argparse.Namespace, begin: float) -> None:
+def measure(options: argparse.Namespace, values: Any, begin: float) -> None:
     """By the pack, with ComfyUI importable. begin: of the seconds before every line."""
     import torch
     from kontextkit.bridge.demo import load_demo
@@ -79,14 +83,12 @@ def measure(options: argparse.Namespace, begin: float) -> None:
     from kontextkit.bridge.training import flux_encoders
     from kontextkit.bridge.ways import Way, file_of
     from kontextkit.engine.lab.plot import MISSING, can_plot
-    from kontextkit.engine.lab.settings import parse_values
     from kontextkit.engine.lab.table import markdown
     from kontextkit.engine.training.triples import read_picture
 
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - begin:6.1f} s] {text}", flush=True)
 
-    values: Any = parse_values(options.setting, options.values)
     find = file_of
     if options.setting == "precision":
         files = {Path(value).name: Path(value) for value in values if Path(value).is_file()}

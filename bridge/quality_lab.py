@@ -24,6 +24,7 @@ from ..engine.lab.table import comma_separated, markdown, raw
 from ..engine.metrics.ssim import ssim
 from . import lora
 from .calibration import pictures
+from .references import LATENTS
 from .ways import CHANGES, Conditioning, Edit, Way, usual
 
 KEY = "kontextkit.quality_lab"
@@ -39,16 +40,20 @@ def edits_of(
     """
     if (n := latent["samples"].shape[0]) != 1:
         raise ValueError(f"latent_image holds {n} pictures; the lab makes one at a time. Connect one.")
-    references = positive[0][1].get("reference_latents") or ()
-    to = {}
+    lines = list(dict.fromkeys(line.strip() for line in prompts.splitlines() if line.strip()))
+    if lines and clip is None:
+        raise ValueError("prompts has words, but no CLIP reads them; connect clip, or leave prompts empty.")
+    references, to = references_of(positive), {}
     if references and references[0].shape[-2:] == latent["samples"].shape[-2:]:
         to["context"] = pictures(vae, references[0][:1])
-    lines = list(dict.fromkeys(line.strip() for line in prompts.splitlines() if line.strip()))
     if not lines:
         return [Edit("the prompt", positive, latent, to)]
-    if clip is None:
-        raise ValueError("prompts has words, but no CLIP reads them; connect clip, or leave prompts empty.")
     return [Edit(line, with_words(clip, line, positive), latent, to) for line in lines]
+
+
+def references_of(positive: Conditioning) -> Sequence[Tensor]:
+    """The latents of its references."""
+    return positive[0][1].get(LATENTS) or ()
 
 
 def edit_of(
@@ -62,7 +67,7 @@ def edit_of(
 ) -> Edit:
     """An Edit from pictures (1, H, W, 3) in 0-1, the first the one to edit. right: the true picture (1, 3, H, W)."""
     latents = [vae.encode(picture) for picture in references]
-    positive = [[None, {"guidance": guidance, "reference_latents": latents}]]
+    positive = [[None, {"guidance": guidance, LATENTS: latents}]]
     to = {"context": pictures(vae, latents[0])} | ({} if right is None else {"truth": right})
     return Edit(name or prompt, with_words(clip, prompt, positive), {"samples": latents[0]}, to)
 
@@ -86,20 +91,29 @@ class QualityLab:
         vae: Any,
         report: Callable[[str], None] = lambda text: None,
     ):
-        """report: told how far it is.
-
-        Raises ValueError where a value is no model file, before anything is made.
-        """
+        """report: told how far it is. Raises ValueError, before anything is made, where the setting cannot change."""
         self.setting, self.way, self.edits, self.seeds, self.vae = setting, way, edits, seeds, vae
         self.report = report
+        self.check()
         self.baseline = usual(setting, way, edits)
         if setting == "precision":
             files = {way.find(str(name)): name for name in values}
             values = [name for path, name in files.items() if path != way.model.model.path]
+        elif values:
+            CHANGES[setting](way, values[0])
         self.values = [self.baseline, *(value for value in values if value != self.baseline)]
         self.tiles: dict[tuple[Value, str, int], Any] = {}
         self.sweep = Sweep(setting, self.baseline, ())
         self._last: tuple[Value, Way] | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for what the setting would change nothing of."""
+        if self.setting == "denoise" and not all(edit.latent["samples"].any() for edit in self.edits):
+            raise ValueError(
+                "latent_image is empty; denoise below 1 starts from the picture to edit. Connect its VAE Encode."
+            )
+        if self.setting == "context weight" and not all(references_of(edit.positive) for edit in self.edits):
+            raise ValueError("positive has no references whose weight could change. Connect ReferenceLatent before it.")
 
     def run(self) -> Sweep:
         """Makes all pictures, the baseline's first; ComfyUI's Cancel ends it."""

@@ -64,25 +64,25 @@ class KontextQualityLab(io.ComfyNode):
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
-                    tooltip="As for KSampler.",
+                    tooltip="ComfyUI's, as in KSampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
-                    tooltip="As for KSampler.",
+                    tooltip="ComfyUI's, as in KSampler.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The first seed."),
+                io.Int.Input("first_seed", default=0, min=0, max=2**64 - 1, tooltip="The first seed."),
                 io.Int.Input(
                     "n_seeds",
                     default=2,
                     min=1,
                     max=1000,
-                    tooltip="How many seeds, counted on from seed. More make the figures surer and take longer.",
+                    tooltip="How many seeds, counted on from first_seed. More make the figures surer and take longer.",
                 ),
                 io.String.Input(
                     "filename_prefix",
-                    default="quality_lab/",
+                    default="kontext_quality_lab",
                     tooltip="Of the files in ComfyUI's output folder; the setting and a number are added.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Reads the prompts below."),
@@ -125,7 +125,7 @@ class KontextQualityLab(io.ComfyNode):
         steps: int,
         sampler_name: str,
         scheduler: str,
-        seed: int,
+        first_seed: int,
         n_seeds: int,
         filename_prefix: str,
         clip: io.Clip.Type | None = None,
@@ -134,7 +134,7 @@ class KontextQualityLab(io.ComfyNode):
         """Raises ValueError for a value that cannot be, a batch of latents, or prompts without a CLIP."""
         edits = quality_lab.edits_of(positive, latent_image, vae, clip, prompts)
         way = Way(model, steps, sampler_name, scheduler)
-        seeds = [(seed + i) % 2**64 for i in range(n_seeds)]
+        seeds = [(first_seed + i) % 2**64 for i in range(n_seeds)]
         lab = quality_lab.QualityLab(setting, parse_values(setting, values), way, edits, seeds, vae, show_here)
         stem = _new_stem(filename_prefix, setting)
         sweep = lab.run()
@@ -149,7 +149,7 @@ class KontextQualityLab(io.ComfyNode):
 
 def _new_stem(prefix: str, setting: str) -> Path:
     """Of files that are not there yet, in ComfyUI's output folder."""
-    wish = f"{prefix}{setting.replace(' ', '_')}"
+    wish = f"{prefix}_{setting.replace(' ', '_')}"
     folder, name, number, _, _ = folder_paths.get_save_image_path(wish, folder_paths.get_output_directory())
     return Path(folder, f"{name}_{number:05}")
 
