@@ -160,6 +160,12 @@ class QualityLab:
         """A PIL picture; without matplotlib, one that says so."""
         return draw_plot(self.sweep) if can_plot() else draw_words(MISSING)
 
+    def show_plot(self) -> Any:
+        """The same, on the node too, where the last picture still stands."""
+        picture, bar = self.plot(), comfy.utils.ProgressBar(1)
+        bar.update_absolute(1, preview=("JPEG", picture, max(picture.size)))
+        return picture
+
     def sheet(self) -> Any:
         """A PIL picture of the pictures side by side."""
         return draw_sheet(self.sweep, self.tiles)

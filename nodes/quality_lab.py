@@ -15,7 +15,7 @@ from ..bridge import quality_lab
 from ..bridge.notes import show_here
 from ..bridge.ways import CHANGES, Way
 from ..engine.lab.settings import SETTINGS, listed, parse_values
-from ..engine.lab.table import markdown, raw
+from ..engine.lab.table import brief, markdown, raw
 
 
 class KontextQualityLab(io.ComfyNode):
@@ -139,11 +139,10 @@ class KontextQualityLab(io.ComfyNode):
         stem = _new_stem(filename_prefix, setting)
         sweep = lab.run()
         lab.save(stem)
-        table = markdown(sweep)
-        show_here(table)
-        plot = _image(lab.plot())
+        show_here(brief(sweep))
+        plot, sheet = _image(lab.show_plot()), _image(lab.sheet())
         return io.NodeOutput(
-            plot, _image(lab.sheet()), table, raw(sweep, lab.made_with()), ui=ui.PreviewImage(plot, cls=cls)
+            plot, sheet, markdown(sweep), raw(sweep, lab.made_with()), ui=ui.PreviewImage(plot, cls=cls)
         )
 
 

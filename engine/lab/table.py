@@ -18,8 +18,10 @@ def markdown(sweep: Sweep) -> str:
     summaries = sweep.summaries()
     others = list(dict.fromkeys(name for summary in summaries for name in summary.to))
     head = [sweep.setting, "SSIM", "deviation", "lowest", *(f"SSIM to {name}" for name in others), "seconds", "speed"]
-    rows = [head, ["---"] * len(head), *(_row(sweep, summary, others) for summary in summaries)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    rows = [head, *(_row(sweep, summary, others) for summary in summaries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
     outliers = [
         f"- {sweep.setting} {shown(summary.value)}: {picture.ssim:.4f} at {picture.name}"
         for summary in summaries
@@ -35,6 +37,15 @@ def _row(sweep: Sweep, summary: Summary, others: list[str]) -> list[str]:
     figures = [f"{each:.4f}" for each in (summary.mean, summary.std, summary.minimum)]
     figures += [f"{summary.to[other]:.4f}" if other in summary.to else "" for other in others]
     return [name, *figures, f"{summary.seconds:.3g}", f"{summary.speed:.2f}"]
+
+
+def brief(sweep: Sweep) -> str:
+    """A line for each value but the baseline."""
+    return "\n".join(
+        f"{sweep.setting} {shown(summary.value)}: SSIM {summary.mean:.4f}, {summary.speed:.2f} times as fast"
+        for summary in sweep.summaries()
+        if summary.value != sweep.baseline
+    )
 
 
 def comma_separated(sweep: Sweep) -> str:

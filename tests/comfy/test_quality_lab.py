@@ -1,9 +1,6 @@
-"""Kontext Quality Lab: its pictures are ComfyUI's own, its node and its command say what they did and refuse."""
+"""Kontext Quality Lab: its pictures are ComfyUI's own, and it says what it did or what is wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,14 +160,21 @@ def test_prompts_take_the_place_of_words_and_keep_references_and_guidance(demo):
         assert values["reference_latents"][0] is edit.positive[0][1]["reference_latents"][0]
 
 
-@pytest.mark.usefixtures("as_in_a_running_prompt")
-def test_without_matplotlib_it_says_so_and_writes_the_rest(demo, tmp_path, monkeypatch):
-    from kontextkit.bridge import quality_lab
+def small_sweep(demo):
+    from kontextkit.bridge.quality_lab import QualityLab
     from kontextkit.bridge.ways import Way
 
     model, _, vae, edits = demo
-    lab = quality_lab.QualityLab("steps", (1,), Way(model, 2), edits[:1], [0], vae)
+    lab = QualityLab("steps", (1,), Way(model, 2), edits[:1], [0], vae)
     lab.run()
+    return lab
+
+
+@pytest.mark.usefixtures("as_in_a_running_prompt")
+def test_without_matplotlib_it_says_so_and_writes_the_rest(demo, tmp_path, monkeypatch):
+    from kontextkit.bridge import quality_lab
+
+    lab = small_sweep(demo)
     endings = [".csv", ".json", ".md", "_sheet.png"]
     assert sorted(path.name for path in lab.save(tmp_path / "with" / "a")) == [
         f"a{ending}" for ending in (*endings[:3], "_plot.png", endings[3])
@@ -183,16 +187,11 @@ def test_without_matplotlib_it_says_so_and_writes_the_rest(demo, tmp_path, monke
 
 @pytest.mark.usefixtures("as_in_a_running_prompt")
 def test_a_full_disk_leaves_no_half_file(demo, tmp_path, monkeypatch):
-    from kontextkit.bridge import quality_lab
-    from kontextkit.bridge.ways import Way
-
     def fails(path, *_, **__):
         path.touch()
         raise OSError("the disk is full")
 
-    model, _, vae, edits = demo
-    lab = quality_lab.QualityLab("steps", (1,), Way(model, 1), edits[:1], [0], vae)
-    lab.run()
+    lab = small_sweep(demo)
     monkeypatch.setattr(Path, "write_text", fails)
     with pytest.raises(OSError, match="full"):
         lab.save(tmp_path / "a")
@@ -234,9 +233,10 @@ def test_the_node_explains_itself(server):
 def test_a_sweep_shows_its_table_and_writes_its_files(server):
     found = [text for node, text in notes(server, workflow()) if node == LAB]
     assert found[0].startswith("steps 3: 1 of 8 pictures, about ")
-    assert "| 3 (baseline) | 1.0000 |" in found[-1]
+    assert found[-1].startswith("steps 2: SSIM 0.9")
     stem = "lab_steps_00001"
     assert written(server) == [f"{stem}{ending}" for ending in (".csv", ".json", ".md", "_plot.png", "_sheet.png")]
+    assert "| 3 (baseline) | 1.0000 |" in (server.base / "output" / f"{stem}.md").read_text()
     data = json.loads((server.base / "output" / f"{stem}.json").read_text())
     assert len(data["pictures"]) == 2 * 2 * 2
     assert data["made_with"]["model"] == "kontext_demo_bf16.safetensors"
@@ -256,47 +256,17 @@ def test_a_cancelled_sweep_writes_nothing(server):
     assert server.run(workflow())
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"values": "2, x"}, "values has 'x'; steps takes whole numbers"),
-        ({"setting": "denoise", "values": "2"}, "values has '2'; denoise takes numbers from 0.01 to 1"),
-        ({"setting": "precision", "values": ""}, "values is empty; precision takes names"),
-        ({"setting": "precision", "values": "nowhere.gguf"}, "'nowhere.gguf', which is no model file here"),
-        ({"setting": "sharpness"}, "setting is 'sharpness', expected one of"),
-        ({"filename_prefix": "../../out"}, "outside the output folder"),
-    ],
-)
+BAD = [
+    ({"values": "2, x"}, "values has 'x'; steps takes whole numbers"),
+    ({"setting": "denoise", "values": "2"}, "values has '2'; denoise takes numbers from 0.01 to 1"),
+    ({"setting": "precision", "values": ""}, "values is empty; precision takes names"),
+    ({"setting": "precision", "values": "nowhere.gguf"}, "'nowhere.gguf', which is no model file here"),
+    ({"setting": "sharpness"}, "setting is 'sharpness', expected one of"),
+    ({"filename_prefix": "../../out"}, "outside the output folder"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD)
 def test_a_bad_input_is_explained_and_the_queue_goes_on(server, changes, words):
     with pytest.raises(PromptError, match=words):
         server.run(workflow(**changes))
-
-
-# the command
-
-
-def command(comfyui, *words):
-    environment = os.environ | {"COMFYUI_PATH": str(comfyui)}
-    line = [sys.executable, str(ROOT / "quality_lab.py"), *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, env=environment)
-
-
-def test_the_command_measures_the_demo_model(comfyui, tmp_path):
-    result = command(comfyui, tmp_path / "a", "precision", "--demo", "--edits", 1, "--steps", 2, "--values", "Q8_0")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "| BF16 (baseline) | 1.0000 |" in result.stdout
-    assert "SSIM to truth" in (tmp_path / "a.md").read_text()
-    assert len(list(tmp_path.iterdir())) == 5
-
-
-def test_the_command_refuses_in_a_sentence(comfyui, tmp_path):
-    for words, error in (
-        (("steps", "--demo", "--values", "x"), "values has 'x'"),
-        (("steps",), "expected --demo, or all files of a model"),
-        (("steps", "--demo", "--prompt", "make it red"), "expected at least one --picture and one --prompt"),
-    ):
-        result = command(comfyui, tmp_path / "a", *words)
-        assert result.returncode != 0
-        assert error in result.stderr
-        assert "Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from kontextkit.engine.lab import plot
 from kontextkit.engine.lab.settings import SETTINGS, parse_values
 from kontextkit.engine.lab.sweep import Picture, Sweep, low_outliers, summarize
-from kontextkit.engine.lab.table import comma_separated, markdown, raw
+from kontextkit.engine.lab.table import brief, comma_separated, markdown, raw
 from matplotlib.cbook import boxplot_stats
 from PIL import Image
 from scipy import stats
@@ -88,7 +88,10 @@ def test_a_value_that_cannot_be_is_named(name, text, words):
 
 def test_the_table_has_a_row_a_value_and_names_outliers_by_prompt_and_seed(sweep):
     lines = markdown(sweep).splitlines()
-    assert lines[2] == "| 28 (baseline) | 1.0000 | 0.0000 | 1.0000 | 0.5000 | 5 | 1.00 |"
+    cells = [cell.strip() for cell in lines[2].split("|")][1:-1]
+    assert cells == ["28 (baseline)", "1.0000", "0.0000", "1.0000", "0.5000", "5", "1.00"]
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert brief(sweep) == f"steps 8: SSIM {np.mean([p.ssim for p in sweep.pictures[12:]]):.4f}, 4.00 times as fast"
     assert [cell.strip() for cell in lines[3].split("|")][1:4:2] == [
         "8",
         f"{np.std([p.ssim for p in sweep.pictures[12:]], ddof=1):.4f}",
