@@ -162,8 +162,8 @@ class QualityLab:
 
     def show_plot(self) -> Any:
         """The same, on the node too, where the last picture still stands."""
-        picture, bar = self.plot(), comfy.utils.ProgressBar(1)
-        bar.update_absolute(1, preview=("JPEG", picture, max(picture.size)))
+        picture, bar = self.plot(), comfy.utils.ProgressBar(self.n_steps)
+        bar.update_absolute(self.n_steps, preview=("JPEG", picture, max(picture.size)))
         return picture
 
     def sheet(self) -> Any:

@@ -22,7 +22,7 @@ PROMPT = "make the circle blue"  # in words that the demo model knows
 SIDE = 256  # pixels, where FluxKontextImageScale would make a megapixel
 
 LOADER, PRECISION = "KontextLoadDemo", "BF16"
-LAB, LAB_VALUES = "KontextQualityLab", "2"  # steps that it tries where few are wished for
+LAB, LAB_VALUES = "KontextQualityLab", "1"  # steps that it tries where few are wished for
 _OUTPUTS = {"DualCLIPLoader": ("CLIP", 1), "VAELoader": ("VAE", 2)}  # the loader's output that takes a node's place
 _SCALE = {"upscale_method": "area", "width": SIDE, "height": SIDE, "crop": "center"}
 

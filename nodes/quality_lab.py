@@ -72,7 +72,7 @@ class KontextQualityLab(io.ComfyNode):
                     default="simple",
                     tooltip="ComfyUI's, as in KSampler.",
                 ),
-                io.Int.Input("first_seed", default=0, min=0, max=2**64 - 1, tooltip="The first seed."),
+                io.Int.Input("first_seed", default=0, min=0, max=2**64 - 1, tooltip="Of every prompt's first picture."),
                 io.Int.Input(
                     "n_seeds",
                     default=2,

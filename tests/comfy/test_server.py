@@ -29,7 +29,7 @@ SIZES = {  # of the pictures of each workflow
     "kontext_optimized.json": [(256, 256)],
     "kontext_quality_lab.json": [(1215, 342), (338, 826)],
 }
-LAST_STEPS = {"kontext_lightning.json": 8, "kontext_quality_lab.json": 4 * (3 + 2)}  # a LoRA's; of all pictures
+LAST_STEPS = {"kontext_lightning.json": 8, "kontext_quality_lab.json": 4 * (3 + 1)}  # a LoRA's; of all pictures
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
 
