@@ -77,6 +77,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, values: Any, begin: float) -> None:
     """By the pack, with ComfyUI importable. begin: of the seconds before every line."""
     import torch
+    from comfy.samplers import KSampler
     from kontextkit.bridge.demo import load_demo
     from kontextkit.bridge.model import load
     from kontextkit.bridge.quality_lab import QualityLab, edit_of
@@ -89,6 +90,9 @@ def measure(options: argparse.Namespace, values: Any, begin: float) -> None:
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - begin:6.1f} s] {text}", flush=True)
 
+    for name, known in (("sampler", KSampler.SAMPLERS), ("scheduler", KSampler.SCHEDULERS)):
+        if getattr(options, name) not in known:  # ComfyUI would take another without a word
+            raise ValueError(f"--{name} is {getattr(options, name)!r}, expected one of {', '.join(known)}")
     find = file_of
     if options.setting == "precision":
         files = {Path(value).name: Path(value) for value in values if Path(value).is_file()}

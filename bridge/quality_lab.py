@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ class QualityLab:
             files = {way.find(str(name)): name for name in values}
             values = [name for path, name in files.items() if path != way.model.model.path]
         elif values:
-            CHANGES[setting](way, values[0])
+            CHANGES[setting](way, values[0])  # what this MODEL cannot do is said now
         self.values = [self.baseline, *(value for value in values if value != self.baseline)]
         self.tiles: dict[tuple[Value, str, int], Any] = {}
         self.sweep = Sweep(setting, self.baseline, ())
@@ -239,24 +238,24 @@ def sample(way: Way, edit: Edit, seed: int, after_step: Callable[[], None] = lam
     noise = comfy.sample.prepare_noise(start, seed)
     positive = way.condition(edit.positive)
     how = (way.steps, 1.0, way.sampler, way.scheduler, positive, positive, start)
-    with timed(way.model) as (model, seconds):
-        latents = comfy.sample.sample(
-            model,
-            noise,
-            *how,
-            denoise=way.denoise,
-            noise_mask=edit.latent.get("noise_mask"),
-            callback=lambda *_: after_step(),
-            disable_pbar=True,
-            seed=seed,
-        )
+    model, seconds = timed(way.model)
+    latents = comfy.sample.sample(
+        model,
+        noise,
+        *how,
+        denoise=way.denoise,
+        noise_mask=edit.latent.get("noise_mask"),
+        callback=lambda *_: after_step(),
+        disable_pbar=True,
+        seed=seed,
+    )
     return latents, sum(seconds)
 
 
-@contextmanager
-def timed(model: Any) -> Iterator[tuple[Any, list[float]]]:
-    """A clone of the MODEL and the seconds of its samplers, without loading the model."""
-    clone, seconds = model.clone(), []
+def timed(model: Any) -> tuple[Any, list[float]]:
+    """A clone of the MODEL, and a list to which its samplers will add their seconds, those of loading left out."""
+    clone = model.clone()
+    seconds: list[float] = []
 
     def around(sample: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         begin = time.perf_counter()
@@ -267,7 +266,7 @@ def timed(model: Any) -> Iterator[tuple[Any, list[float]]]:
         return made
 
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around)
-    yield clone, seconds
+    return clone, seconds
 
 
 def measured(value: Value, edit: Edit, seed: int, seconds: float, right: Tensor, picture: Tensor) -> Picture:

@@ -76,7 +76,7 @@ def test_pictures_are_those_of_comfyui_s_nodes_and_so_is_their_likeness(demo, se
     assert seconds > 0
     lab = QualityLab(setting, (value,), way, [edit], [5], vae)
     baseline, changed = lab.run().summaries()
-    assert baseline.mean == 1
+    assert baseline.mean == pytest.approx(1, abs=1e-9)
     assert changed.mean == pytest.approx(float(ssim(pictures(vae, usual), pictures(vae, theirs))), abs=1e-6)
     assert changed.to["context"] == pytest.approx(float(ssim(edit.to["context"], pictures(vae, theirs))), abs=1e-6)
 
