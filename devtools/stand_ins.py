@@ -22,6 +22,7 @@ PROMPT = "make the circle blue"  # in words that the demo model knows
 SIDE = 256  # pixels, where FluxKontextImageScale and the like would make a megapixel
 
 LOADER, PRECISION = "KontextLoadDemo", "BF16"
+LAB, LAB_VALUES = "KontextQualityLab", "1"  # steps that it tries where few are wished for
 _OUTPUTS = {"DualCLIPLoader": ("CLIP", 1), "VAELoader": ("VAE", 2)}  # the loader's output that takes a node's place
 _SCALE = {"upscale_method": "area", "width": SIDE, "height": SIDE, "crop": "center"}
 
@@ -75,6 +76,8 @@ def api_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> di
                 inputs[key] = ["demo", moved[value[0]]]
         if isinstance(inputs.get("steps"), int) and steps:  # a link stays
             inputs["steps"] = steps
+            if node["class_type"] == LAB:
+                inputs["values"] = LAB_VALUES
         if moved and node["class_type"] == "CLIPTextEncode":
             inputs["text"] = PROMPT
         if node["class_type"] == "FluxKontextImageScale":
@@ -94,6 +97,8 @@ def ui_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> dic
     for node in nodes:
         if node["type"] == "KSampler" and steps:
             node["widgets_values"][2] = steps
+        if node["type"] == LAB and steps:
+            node["widgets_values"][1:3] = LAB_VALUES, steps
         if node["type"] == "FluxKontextImageScale":
             node["type"], node["widgets_values"] = "ImageScale", list(_SCALE.values())
             node["properties"] = {}

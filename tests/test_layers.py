@@ -34,6 +34,7 @@ INSIDE_ENGINE = {
     "cache": set(),
     "tiers": {"cache"},
     "training": {"errors", "flux", "lora", "quant"},
+    "lab": set(),
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 
