@@ -18,6 +18,7 @@ from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import triton_missing
 from ..engine.tiers.presets import AUTO, Choices
+from . import runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
 from .notes import show
@@ -126,6 +127,7 @@ def around_sampler(
     if run.compiles and run.n_graphs and not run.failed.reason:
         stored.save()
     tell(run.report(), applied.node_id)
+    runs.note(**run.figures())
     return result
 
 

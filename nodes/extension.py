@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..bridge import routes
 from . import (
     encode_references,
     lightning_lora,
@@ -13,12 +14,17 @@ from . import (
     optimize,
     reference,
     restore_size,
+    tier,
     train_lora,
 )
 
 
 class KontextExtension(ComfyExtension):
     """Registers the pack's nodes."""
+
+    async def on_load(self) -> None:
+        """The routes that the sidebar asks."""
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of every file in this room."""
@@ -31,6 +37,7 @@ class KontextExtension(ComfyExtension):
             restore_size,
             lightning_lora,
             optimize,
+            tier,
             train_lora,
         )
         return [node for file in files for node in file.NODES]
