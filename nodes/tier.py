@@ -17,7 +17,10 @@ class KontextTier(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs: tier, use_case. Outputs: steps, guidance, width, height, sampler, scheduler, preset, report."""
+        """Inputs: tier, use_case. Outputs: steps, guidance, width, height, sampler, scheduler, preset, report,
+
+        megapixels.
+        """
         return io.Schema(
             node_id="KontextTier",
             display_name="Kontext Settings for This Machine",
@@ -54,6 +57,10 @@ class KontextTier(io.ComfyNode):
                 Scheduler.Output(display_name="scheduler", tooltip="For KSampler or BasicScheduler."),
                 io.Combo.Output(display_name="preset", tooltip="For Optimize Kontext."),
                 io.String.Output(display_name="report", tooltip="What was chosen and why, forecast and warnings."),
+                io.Float.Output(
+                    display_name="megapixels",
+                    tooltip="The same size for Encode Kontext References, which keeps the picture's own shape.",
+                ),
             ],
         )
 
@@ -63,7 +70,7 @@ class KontextTier(io.ComfyNode):
         chosen, report = choose(tier, use_case)
         size = chosen.width, chosen.height
         how = chosen.sampler, chosen.scheduler, chosen.preset
-        return io.NodeOutput(chosen.steps, chosen.guidance, *size, *how, report)
+        return io.NodeOutput(chosen.steps, chosen.guidance, *size, *how, report, chosen.megapixels)
 
 
 NODES = [KontextTier]

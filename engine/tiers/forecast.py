@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..references.cost import N_TXT, flop, n_bytes
 from .detect import Machine
 from .tiers import Settings
 
-TEXT_TOKENS = 512
 CONTEXT_GB = 0.8  # of the card beside torch's own memory: peaks under the caps less what torch reserved there
-PASS_GB, TOKEN_GB = 0.5, 0.13e-3  # of a pass: Q4_K_M at 768x768 reserved 1.17 GB over its weights for 5120 tokens
+PASS_GB = 0.55  # of a pass beside what its tokens take: Q4_K_M at 768x768 reserved 1.17 GB for 5120 tokens
 BLOCKS_GB = 1.0  # weights of the blocks that are on their way, where the rest is streamed
 LORA_GB = 0.7
-LINEAR_FLOP, PAIR_FLOP = 12.9e9, 0.70e6  # a token in the Linears, a pair of tokens in attention
 # What a pass reaches of a plain product's speed. A card: 414 ms for 165 TFLOP, where a product ran at 797 TFLOP/s. The
 # CPU: 5.43 s for a double block of 0.66 TFLOP (cpu_blocks.json), where a product ran at 0.13.
 CARD_SHARE, CPU_SHARE = 0.50, 0.93
@@ -64,8 +63,7 @@ class Forecast:
 
 def forecast(settings: Settings, references: int = 1, tflops: float | None = None, has_card: bool = True) -> Forecast:
     """Of one picture at a time. references: pictures of the target's size. tflops: of a plain product there."""
-    n = settings.width * settings.height // 256 * (1 + references) + TEXT_TOKENS
-    flop = n * LINEAR_FLOP + n * n * PAIR_FLOP
-    work = CONTEXT_GB + PASS_GB + n * TOKEN_GB + LORA_GB * settings.lora
-    seconds = flop / ((CARD_SHARE if has_card else CPU_SHARE) * tflops * 1e12) if tflops else None
-    return Forecast(settings.model.gb + work, BLOCKS_GB + work, flop, seconds)
+    n = settings.width * settings.height // 256 * (1 + references) + N_TXT
+    work = CONTEXT_GB + PASS_GB + n_bytes(n) / 1e9 + LORA_GB * settings.lora
+    seconds = flop(n) / ((CARD_SHARE if has_card else CPU_SHARE) * tflops * 1e12) if tflops else None
+    return Forecast(settings.model.gb + work, BLOCKS_GB + work, flop(n), seconds)

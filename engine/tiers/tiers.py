@@ -29,6 +29,11 @@ class Settings:
     preset: str = "balanced"
 
     @property
+    def megapixels(self) -> float:
+        """The size in units of 1024x1024 pixels."""
+        return self.width * self.height / 1024**2
+
+    @property
     def model(self) -> File:
         """The transformer's file."""
         return MODELS[self.precision]
@@ -132,7 +137,7 @@ USE_CASES = {
         ),
         UseCase(
             "portfolio", "portfolio", "pictures to show",
-            _square("Q5_K_M", 28, 5.5, 1024, preset="quality"), ("BF16", "Q5_K_M", "Q4_K_M", "Q3_K_M"),
+            _square("Q5_K_M", 28, 5.5, 1024, preset="quality"), ("Q5_K_M", "Q4_K_M", "Q3_K_M"),
         ),
         UseCase(
             "premium", "premium", "large prints; cards of 20 GB and more",
