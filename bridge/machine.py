@@ -16,6 +16,7 @@ import torch
 
 from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.tiers.detect import ADA, Machine, detect
+from ..engine.tiers.tiers import TIERS, USE_CASES
 
 PRODUCT = {"cpu": (torch.float32, 1024)}  # dtype and size of the timed product, by kind of device
 ON_CARD = (torch.bfloat16, 4096)
@@ -65,39 +66,43 @@ def facts() -> dict[str, Any]:
         "tier": {"name": found.tier.name, "slug": found.tier.slug, "words": found.tier.words},
         "reasons": found.reasons,
         "installed": installed(here),
+        "workflows": {
+            "By machine": [_workflow(f"tier_{tier.slug}", tier.name, tier.words) for tier in TIERS.values()],
+            "By purpose": [_workflow(case.slug, case.name.capitalize(), case.words) for case in USE_CASES.values()],
+        },
     }
 
 
+def _workflow(slug: str, title: str, words: str) -> dict[str, str]:
+    return {"name": f"kontext_{slug}", "title": title, "words": words}
+
+
 def installed(here: Machine) -> list[dict[str, Any]]:
-    """What speeds the pack up: its name, whether it is there, and words on what to do where it is not."""
+    """What speeds the pack up: name, whether it is there, and where not the command that brings it, or words why."""
     device = comfy.model_management.get_torch_device()
-    parts = [_part("Triton", find_spec("triton") is not None, _triton_words(here))]
-    fp8 = here.kind == "cuda" and here.capability is not None and here.capability >= ADA
-    parts.append(_part("FP8 arithmetic", fp8, "It needs an NVIDIA card of compute capability 8.9 (RTX 40) or newer."))
+    triton = "triton-windows" if sys.platform == "win32" else "triton"
+    is_new = here.capability is not None and here.capability >= ADA
+    parts = [
+        _part("Triton", find_spec("triton") is not None, here, triton),
+        _part("FP8 arithmetic", is_new, here, words="The card has no FP8 units: RTX 40, H100 and newer have."),
+    ]
     for name in BACKENDS:
-        reason = why_not(name, device)
-        parts.append(_part(f"Attention: {name}", not reason, _attention_words(name, reason, here)))
+        reason, package = why_not(name, device), "sageattention" if name == "sage" else ""
+        parts.append(_part(f"Attention: {name}", not reason, here, package, f"{reason}."))
     return parts
 
 
-def _part(name: str, is_there: bool, words: str) -> dict[str, Any]:
-    return {"name": name, "there": is_there, "words": "" if is_there else words}
+def _part(name: str, there: bool, here: Machine, package: str = "", words: str = "") -> dict[str, Any]:
+    part = {"name": name, "there": there, "command": "", "words": ""}
+    if not there and here.kind != "cuda":
+        part["words"] = "It needs a card by NVIDIA."
+    elif not there:
+        part |= {"command": pip_install(package) if package else "", "words": words}
+    return part
 
 
-def _triton_words(here: Machine) -> str:
-    if here.kind != "cuda":
-        return "It is for NVIDIA and AMD cards."
-    return _pip("triton-windows" if sys.platform == "win32" else "triton")
-
-
-def _attention_words(name: str, reason: str, here: Machine) -> str:
-    if here.kind != "cuda":
-        return "It needs an NVIDIA card."
-    return _pip("sageattention") if name == "sage" else f"{reason}."
-
-
-def _pip(package: str) -> str:
-    """The command that installs it into ComfyUI's Python, in ComfyUI's folder; no path of this machine is told."""
+def pip_install(package: str) -> str:
+    """The command that brings it into ComfyUI's Python, given in ComfyUI's folder; no path of this machine is told."""
     portable = "python_embeded" in sys.executable  # so spelled in ComfyUI's portable edition for Windows
     python = r"python_embeded\python.exe -s" if portable else "python"
     return f"{python} -m pip install {package}"

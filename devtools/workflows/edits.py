@@ -31,7 +31,7 @@ def where_to_get(*files: File) -> str:
 
 def read_me(graph: Graph, text: str, *files: File) -> None:
     """The note, with where the files are to be had."""
-    graph.group("Read me", "green", 1)
+    graph.group("Read me", "green", -1)
     graph.note(text + notes.FILES.format(get=notes.OFFERED, files=where_to_get(*files)), 340, 640)
 
 

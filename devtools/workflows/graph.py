@@ -181,6 +181,8 @@ class Graph:
                 continue
             kind = "COMBO" if isinstance(kind, list) else kind
             shown: Json = {"name": name, "type": kind, "link": None}
+            if "." in name:
+                shown["label"] = name.partition(".")[2]
             if is_widget(kind):
                 shown["widget"] = {"name": name}
             if optional:
