@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-
-from aiohttp import web
+from typing import Any
 
 from . import machine, runs
 
@@ -14,11 +13,12 @@ def register() -> None:
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:
         return
+    from aiohttp import web  # where there is a server it is loaded
 
     @server.routes.get("/kontextkit/machine")
-    async def get_machine(_: web.Request) -> web.Response:
+    async def get_machine(_: Any) -> Any:
         return web.json_response(machine.facts())
 
     @server.routes.get("/kontextkit/runs")
-    async def get_runs(_: web.Request) -> web.Response:
+    async def get_runs(_: Any) -> Any:
         return web.json_response(runs.last())
