@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.cache.calibration import find_threshold
+from ..engine.cache.calibration import THRESHOLDS, find_threshold
 from ..engine.metrics.ssim import ssim
 from ..engine.tiers.presets import Choices
 from .lora import applied as applied_loras
+from .notes import show_here
+from .progress import time_left
 
 CHOICES = "kontextkit.choices"  # in a run's transformer_options: what a trial does instead of the node's choices
 N_KNOWN = 32
+N_TRIALS = len(THRESHOLDS).bit_length()  # of a search by halving, at most
 _known: OrderedDict[tuple[object, ...], tuple[float, float]] = OrderedDict()  # (threshold, SSIM) by kind of run
 
 Sample = Callable[..., Tensor]
@@ -53,11 +57,14 @@ def calibrated(
     if key in _known:
         threshold, likeness = _known[key]
         return make(threshold), f"Threshold {threshold:g}, found before for this kind of run (SSIM {likeness:.4f})."
+    begin = time.perf_counter()
     full = make(0.0)
     right = pictures(vae, full)
     made = {0.0: full}
 
     def likeness_at(threshold: float) -> float:
+        left = (time.perf_counter() - begin) / len(made) * (N_TRIALS + 1 - len(made))
+        show_here(f"Finding the threshold: picture {len(made) + 1} of {N_TRIALS + 1} at most, {time_left(left)}")
         made[threshold] = make(threshold)
         measured = float(ssim(right, pictures(vae, made[threshold])).min())
         logging.info("KontextKit: threshold %g keeps SSIM %.4f", threshold, measured)

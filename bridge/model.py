@@ -22,6 +22,7 @@ from ..engine.flux.rope import THETA
 from ..engine.flux.weights import Weights, read_weights
 from .linear import HostedLinear
 from .patcher import make_patcher
+from .progress import Progress
 from .streaming import StreamingNotice
 from .transformer import REFERENCE_WEIGHTS, HostedTransformer
 
@@ -83,13 +84,14 @@ def load(path: str | Path, compute_dtype: str = "auto", disable_dynamic: bool = 
 
 def read_through(checkpoint: Checkpoint) -> None:
     """Every block's scale is looked at, which reads the file once; the node shows how far it is."""
-    bar = comfy.utils.ProgressBar(max(1, sum(tensor.data.nbytes for tensor in checkpoint.tensors.values())))
+    progress, n_read = Progress(sum(each.data.nbytes for each in checkpoint.tensors.values()), "Reading the file"), 0
 
-    def progress(n_bytes: int) -> None:
-        bar.update(n_bytes)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+    def read(n_bytes: int) -> None:
+        nonlocal n_read
+        n_read += n_bytes
+        progress.at(n_read)
 
-    check_scales(checkpoint.file_name, checkpoint.tensors, progress)
+    check_scales(checkpoint.file_name, checkpoint.tensors, read)
 
 
 def _stored_dtype(weights: Weights) -> torch.dtype:

@@ -16,8 +16,9 @@ from comfy.patcher_extension import WrappersMP
 
 from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
-from ..engine.flux.compiled import triton_missing
+from ..engine.flux.compiled import n_graphs, triton_missing
 from ..engine.tiers.presets import AUTO, Choices
+from . import runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
 from .notes import show
@@ -121,11 +122,14 @@ def around_sampler(
         options.setdefault(OVERRIDE, run.attend)
     if run.compiles:
         stored = compile_cache(choices.compile)
+        if applied.node_id is not None and not n_graphs():
+            show("Compiling the blocks: the first step takes longer.", applied.node_id)
     with run.going():
         result = sample(guider, sigmas, extra_args, run.after_step(callback), *rest, **more)
     if run.compiles and run.n_graphs and not run.failed.reason:
         stored.save()
     tell(run.report(), applied.node_id)
+    runs.note(**run.figures())
     return result
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ..engine.tiers.files import FILES
+
 EXTENSIONS = (".gguf", ".safetensors", ".sft")
 
 
@@ -33,6 +35,18 @@ class Shelf:
             found, _ = folder_paths.recursive_search(directory, excluded_dir_names=[".git"])
             names.update(folder_paths.filter_files_extensions(found, EXTENSIONS))
         return sorted(names)
+
+    def missing(self, name: str | None) -> str:
+        """Which file is not there, where it goes and where it is to be had; empty for a name from `names`, or none.
+
+        For a node's `validate_inputs`, where ComfyUI alone would say that the value is not in the list.
+        """
+        if name is None or name in self.names():
+            return ""
+        directories, known = self.directories(), FILES.get(os.path.basename(name))
+        first = next((each for each in directories if known and Path(each).name == known.directory), directories[0])
+        get = f"{known.how_to_get}, put it into" if known else "Put it into"
+        return f"{name} is not there. {get} {first}, press R and run again, or choose another file."
 
     def path(self, name: str) -> Path:
         """The file behind a name from `names`. Raises FileNotFoundError where it is gone, naming the directories."""

@@ -158,6 +158,13 @@ class SamplingRun:
         self.attention_used = name
         return BACKENDS[name](q, k, v).transpose(1, 2).flatten(2)
 
+    def figures(self) -> dict[str, float]:
+        """What happened, in numbers: seconds, passes of each kind, and on a card peak_gb."""
+        kinds = [kind for kind, _ in self.passes]
+        counts = {"computed": kinds.count("computed"), "kept": kinds.count("without references")}
+        peak = {"peak_gb": self.peak_bytes / 1e9} if self.peak_bytes else {}
+        return {"seconds": self.seconds, **counts, "skipped": kinds.count("skipped"), **peak}
+
     def report(self) -> str:
         """What happened, some short lines."""
         seconds = {kind: [read() for each, read in self.passes if each == kind] for kind in KINDS}

@@ -32,6 +32,7 @@ from .demo import FOLDER, TRANSFORMERS, load_demo
 from .lora import applied
 from .model import KontextModel, read_through
 from .paths import LORAS
+from .progress import Progress
 from .text_encoders import load_text_encoders
 
 Encoders = Callable[[], tuple[Any, Any]]  # -> CLIP, VAE
@@ -99,24 +100,21 @@ def _train(
         training: LoraTraining = Distillation(transformer, examples, settings, made_with, sigmas)
     else:
         training = LoraTraining(transformer, examples, settings, made_with)
-    checkpoint, bar = out.with_suffix(".checkpoint"), comfy.utils.ProgressBar(settings.steps)
+    checkpoint, bar = out.with_suffix(".checkpoint"), Progress(settings.steps, "Training")
     stop_if_cancelled = comfy.model_management.throw_exception_if_processing_interrupted
-
-    def progress(step: int) -> None:
-        stop_if_cancelled()
-        bar.update_absolute(step)
 
     def tell(text: str) -> None:
         report(text)
+        bar.words = text
         picture = draw_curve(training.losses, settings.steps)
         picture.save(curve.with_suffix(".part"), "PNG")
         os.replace(curve.with_suffix(".part"), curve)
-        bar.update_absolute(training.loop.step, preview=("JPEG", picture, max(picture.size)))
+        bar.bar.update_absolute(training.loop.step, preview=("JPEG", picture, max(picture.size)))
 
     out.parent.mkdir(parents=True, exist_ok=True)
     tell("training begins")
     before = training.measure(stop_if_cancelled)
-    training.run(checkpoint, tell, progress)
+    training.run(checkpoint, tell, bar.at)
     after = training.measure(stop_if_cancelled)
     save_lora(transformer, out, settings, **made_with)
     checkpoint.unlink(missing_ok=True)

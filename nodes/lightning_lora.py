@@ -57,6 +57,11 @@ class KontextLightningLoRA(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
+        """Says where to get a file that is not there; a name that comes over a link is not known yet."""
+        return LORAS.missing(lora_name) or True
+
+    @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **_: object) -> str:
         """Applies it again when the file has changed on disk; a name that comes over a link is not known yet."""
         return LORAS.fingerprint(lora_name) if lora_name else ""

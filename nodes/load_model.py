@@ -40,6 +40,11 @@ class KontextLoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        """Says where to get a file that is not there; a name that comes over a link is not known yet."""
+        return MODELS.missing(model_name) or True
+
+    @classmethod
     def fingerprint_inputs(cls, model_name: str, compute_dtype: str) -> str:
         """Loads again when the file has changed on disk."""
         return f"{MODELS.fingerprint(model_name)}:{compute_dtype}"

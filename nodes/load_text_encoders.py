@@ -41,6 +41,11 @@ class KontextLoadTextEncoders(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, clip_l_name: str | None = None, t5xxl_name: str | None = None) -> bool | str:
+        """Says where to get a file that is not there; a name that comes over a link is not known yet."""
+        return " ".join(filter(None, map(ENCODERS.missing, (clip_l_name, t5xxl_name)))) or True
+
+    @classmethod
     def fingerprint_inputs(cls, clip_l_name: str, t5xxl_name: str) -> str:
         """Loads again when a file has changed on disk."""
         return ":".join(ENCODERS.fingerprint(name) for name in (clip_l_name, t5xxl_name))

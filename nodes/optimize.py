@@ -35,7 +35,8 @@ class KontextOptimize(io.ComfyNode):
                     options=[*PRESETS, CUSTOM],
                     default="balanced",
                     tooltip="off: nothing. quality: every step computed, compiled on a card. balanced: also skips "
-                    "steps that change little. fast: skips more of them. custom: the inputs below.",
+                    "steps that change little. fast: skips more of them. low memory: as balanced, nothing compiled, "
+                    "attention in slices. custom: the inputs below.",
                 ),
                 io.Float.Input(
                     "threshold",

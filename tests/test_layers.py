@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "bridge": {"bridge", "engine"},
     "nodes": {"nodes", "bridge", "engine"},
     "demo": {"demo", "engine"},
-    "devtools": {"devtools"},
+    "devtools": {"devtools", "engine"},
 }
 INSIDE_ENGINE = {
     "errors": set(),
@@ -32,7 +32,7 @@ INSIDE_ENGINE = {
     "attention": set(),
     "references": {"errors", "flux"},
     "cache": set(),
-    "tiers": {"cache"},
+    "tiers": {"cache", "references"},
     "training": {"errors", "flux", "lora", "quant"},
     "lab": set(),
 }

@@ -30,5 +30,6 @@ PRESETS = {
     "off": Choices(),
     "quality": Choices(None, AUTO, AUTO),
     "balanced": Choices(FirstBlockSettings(threshold=0.12, order=1), AUTO, AUTO),
+    "low memory": Choices(FirstBlockSettings(threshold=0.12, order=1), "off", "sliced"),
     "fast": Choices(FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO, references=ReferenceSettings()),
 }

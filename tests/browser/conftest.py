@@ -19,12 +19,25 @@ def browser() -> Iterator[Any]:
         yield playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM") or None, args=QUIET)
 
 
-@pytest.fixture
-def page(browser: Any, server: Any) -> Iterator[Page]:
+def opened(browser: Any, url: str) -> Page:
     page = browser.new_page(viewport={"width": 1680, "height": 1000})
-    page.goto(server.url)
+    page.goto(url)
     page.wait_for_function("() => window.app?.graph && window.app.extensionManager", timeout=90_000)
     page.wait_for_function("() => window.LiteGraph?.registered_node_types?.KontextLoadModel", timeout=30_000)
+    return page
+
+
+@pytest.fixture
+def page(browser: Any, server: Any) -> Iterator[Page]:
+    page = opened(browser, server.url)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def one_page(browser: Any, server: Any) -> Iterator[Page]:
+    """For tests that only read, one after the other."""
+    page = opened(browser, server.url)
     yield page
     page.close()
 

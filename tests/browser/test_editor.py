@@ -15,7 +15,11 @@ TYPES = "() => app.graph.nodes.map(node => [node.type, node.type in LiteGraph.re
 
 SHOWING = "app.graph.nodes.filter(node => ['PreviewImage', 'SaveImage'].includes(node.type))"
 OF_PREVIEW_ANY = {"previewMode", "preview_text", "preview_markdown"}  # what older front-ends send along
-SIZES = {"kontext_demo": [[256, 256], [256, 256], [520, 256]], "kontext_edit": [[256, 256]]}
+SIZES = {
+    "kontext_tier_12gb": [[256, 256]],
+    "kontext_demo": [[256, 256], [256, 256], [520, 256]],
+    "kontext_edit": [[256, 256]],
+}
 SIZES["kontext_inpaint"] = SIZES["kontext_inpaint_crop"] = [[256, 256], [256, 256]]
 SIZES["kontext_quality_lab"] = [[338, 826]]
 SIZES["kontext_lightning"] = SIZES["kontext_optimized"] = SIZES["kontext_edit"]
@@ -34,17 +38,21 @@ def load(page, workflow):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_loads_without_missing_nodes_or_lost_links(page, name):
+def test_a_workflow_loads_without_missing_nodes_lost_links_or_errors(one_page, name):
+    page, errors = one_page, []
+    page.once("pageerror", errors.append)
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text())
     load(page, workflow)
     loaded = page.evaluate(TYPES)
+    assert errors == []
     assert sorted(kind for kind, _ in loaded) == sorted(node["type"] for node in workflow["nodes"])
     assert [kind for kind, known in loaded if not known] == []
     assert page.evaluate("() => app.graph.serialize().links.length") == len(workflow["links"])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_queues_as_its_api_twin(page, name):
+def test_a_workflow_queues_as_its_api_twin(one_page, name):
+    page = one_page
     load(page, json.loads((WORKFLOWS / f"{name}.json").read_text()))
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
     for node in prompt.values():
@@ -53,7 +61,7 @@ def test_a_workflow_queues_as_its_api_twin(page, name):
     assert prompt == json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SIZES)
 def test_a_workflow_queued_from_the_page_paints_its_pictures(page, server, screenshots, name):
     load(page, ui_with_stand_ins(json.loads((WORKFLOWS / f"{name}.json").read_text()), steps=2))
     assert complaints(page) == []

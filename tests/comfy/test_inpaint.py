@@ -149,5 +149,5 @@ def test_bad_pictures_and_masks_are_refused_in_a_sentence(crop_nodes):
         with pytest.raises(ValueError, match=words):
             crop.execute(bad_image, bad_mask, 8, 128)
     part, _, place = crop.execute(image, mask, 8, 128).result
-    with pytest.raises(ValueError, match="image: .* values are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"image: .* values are NaN or infinite"):
         stitch.execute(place, part * torch.nan, 4, True)

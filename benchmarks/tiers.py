@@ -1,0 +1,139 @@
+"""Three tiers' workflows at full size, through a real server's API, under the memory of their cards.
+
+    COMFYUI_PATH=... python benchmarks/tiers.py [--tiny] [--folder FOLDER] [--out FILE]
+
+Transformer, text encoders and VAE are random numbers of the real sizes. The cap is real: another process holds the
+card's memory but for the cap before ComfyUI starts, and reads how much is free (memory_run.py). Every step is
+computed: with random weights what a cache would skip means nothing. The first prompt loads all files and encodes the
+text; the second has another seed, and is what the next pictures take. A reference of the target's size, batch 1.
+--tiny: the demo model in their place and no cap, to try the script.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import report
+from gguf_memory import Process
+from loading import clip_l, t5xxl
+from memory_run import GB
+
+CASES = (("24gb_optimized", 24, 18), ("8gb_quality", 8, 32), ("8gb_low_memory", 6, 28))  # GB of the card, guide's s
+CLIP_L, T5XXL, VAE = "text_encoders/clip_l.gguf", "text_encoders/t5xxl.gguf", "vae/ae.safetensors"
+EXACT = {"preset": "custom", "threshold": 0.0}  # every step computed
+Json = dict[str, Any]
+
+
+def main() -> None:
+    """Command line."""
+    parser = report.parser(__doc__, "tiers.json")
+    parser.add_argument("--tiny", action="store_true", help="the demo model, to try the script")
+    parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
+    options = parser.parse_args()
+    report.tiny_variant(options)
+    report.import_comfyui()
+    report.import_pack()
+    rows = []
+    with report.folder(options) as base:
+        for slug, cap, guide in CASES:
+            workflow = json.loads((report.ROOT / "workflows" / "api" / f"kontext_tier_{slug}.json").read_text())
+            graph = prepared(base, workflow, options.tiny)
+            rows += measure(base, graph, slug, None if options.tiny else cap, guide)
+    report.write(options.out, rows, "tiers.py")
+
+
+def prepared(base: Path, workflow: Json, tiny: bool) -> Json:
+    """The workflow, and below the base folder the files and the picture that it names."""
+    from kontextkit.devtools.demo import draw_example
+    from kontextkit.devtools.stand_ins import api_with_stand_ins, write_stand_ins
+
+    draw_example(base / "input" / "example.png")
+    if tiny:
+        write_stand_ins(base / "models")
+        workflow = api_with_stand_ins(workflow)
+    else:
+        write_files(base / "models", workflow)
+    for node in workflow.values():
+        if node["class_type"] == "KontextOptimize":
+            slices = {"attention": "sliced", "compile": "off"} if "low_memory" in json.dumps(workflow) else {}
+            node["inputs"] |= EXACT | slices
+        if node["class_type"] == "KontextLoadTextEncoders":
+            node["inputs"] |= {"clip_l_name": Path(CLIP_L).name, "t5xxl_name": Path(T5XXL).name}
+    return workflow
+
+
+def write_files(models: Path, workflow: Json) -> None:
+    """Random numbers under the names of the workflow, unless the files are there."""
+    import torch
+    from kontextkit.devtools.flux_shapes import bfl_shapes
+    from random_files import FULL, mixed, write_gguf
+    from safetensors.torch import save_file
+
+    (name,) = (node["inputs"]["model_name"] for node in workflow.values() if "model_name" in node["inputs"])
+    (mix,) = re.findall(r"Q\d_K_M", name)
+    wanted = {f"diffusion_models/{name}": lambda: mixed(bfl_shapes(**FULL), mix), CLIP_L: clip_l, T5XXL: t5xxl}
+    for path, tensors in wanted.items():
+        if not (models / path).exists():
+            (models / path).parent.mkdir(parents=True, exist_ok=True)
+            write_gguf(models / path, tensors())
+    if not (models / VAE).exists():
+        (models / VAE).parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        save_file(autoencoder().state_dict(), models / VAE)
+
+
+def autoencoder() -> Any:
+    """ComfyUI's own module for FLUX.1's VAE, of random numbers; its configuration as in comfy/sd.py."""
+    from comfy.ldm.models.autoencoder import AutoencodingEngine
+
+    sizes = {"z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4]}
+    sizes |= {"double_z": True, "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    place = "comfy.ldm.modules.diffusionmodules.model"
+    return AutoencodingEngine(
+        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+        encoder_config={"target": f"{place}.Encoder", "params": sizes},
+        decoder_config={"target": f"{place}.Decoder", "params": sizes},
+    )
+
+
+def measure(base: Path, graph: Json, slug: str, cap: float | None, guide: float) -> list[Json]:
+    """Rows of one tier: the first prompt, the second, a step of it, and the card's peak."""
+    import requests
+    from kontextkit.devtools.server import ComfyServer, PromptError
+
+    name, note = f"tiers.{slug}", f"the guide says {guide} s"
+    holder = Process(["--hold"])
+    free = holder.ask(None if cap is None else cap * GB)
+    try:
+        with ComfyServer(Path(os.environ["COMFYUI_PATH"]), base) as server:
+            seconds = []
+            for seed in range(2):
+                for node in graph.values():
+                    if node["class_type"] == "KSampler":
+                        node["inputs"]["seed"] = seed
+                begin = time.perf_counter()
+                assert server.run(graph)
+                seconds.append(time.perf_counter() - begin)
+            runs = requests.get(f"{server.url}/kontextkit/runs", timeout=60).json()
+            peak = (free - holder.ask("lowest")) / GB
+    except (PromptError, RuntimeError) as error:
+        return [report.failed(f"{name}.seconds", "s", f"{type(error).__name__}: {error}"[:300])]
+    finally:
+        holder.end()
+    rows = [report.row(f"{name}.first_seconds", seconds[0], "s", "with loading all files")]
+    rows.append(report.row(f"{name}.seconds", seconds[1], "s", note))
+    if runs:
+        steps = runs[-1]["computed"]
+        rows.append(report.row(f"{name}.step_ms", 1e3 * runs[-1]["seconds"] / steps, "ms", f"{steps} steps"))
+    if peak == peak and cap is not None:  # no card: no number
+        rows.append(report.row(f"{name}.peak_gb", peak, "GB", f"of a card of {cap} GB", goal=cap))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

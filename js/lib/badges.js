@@ -1,0 +1,24 @@
+// A grade and its value as a coloured badge on the node that gave it.
+
+const COLORS = [
+  [/identical|excellent|high/i, "#2f7d32"],
+  [/good|standard|acceptable/i, "#a86f00"],
+  [/poor/i, "#b3261e"],
+];
+const OTHER = "#5f6368";
+
+/** The background for a grade's name. */
+export function colorOf(grade) {
+  return COLORS.find(([words]) => words.test(grade))?.[1] ?? OTHER;
+}
+
+/** Shows what nodes report as `kontext_badge` ({text, grade}); Badge: the editor's own class for badges. */
+export function badges(Badge) {
+  const shown = new WeakMap();
+  return (node, { text, grade }) => {
+    const first = !shown.has(node);
+    shown.set(node, new Badge({ text, fgColor: "white", bgColor: colorOf(grade) }));
+    if (first) node.badges.push(() => shown.get(node));
+    node.setDirtyCanvas(true);
+  };
+}
