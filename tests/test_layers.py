@@ -32,6 +32,7 @@ INSIDE_ENGINE = {
     "cache": set(),
     "tiers": {"cache"},
     "training": {"errors", "flux", "lora", "quant"},
+    "quantizer": {"errors", "checkpoint", "flux", "gguf", "lora", "quant"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 
