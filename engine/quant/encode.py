@@ -75,5 +75,5 @@ def encode(weights: Tensor, layout: type[BlockType], pool: ThreadPoolExecutor | 
 
 def _encode_part(encoder: Encoder, part: tuple[Tensor, Tensor]) -> None:
     blocks, packed = part
-    with torch.inference_mode(False), torch.no_grad():  # threads have modes of their own
+    with torch.inference_mode():  # each thread has a mode of its own; in this one every tensor may be written to
         packed.copy_(encoder(blocks.float()))

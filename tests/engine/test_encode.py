@@ -1,33 +1,14 @@
 """Encoders against ggml's C code, byte for byte."""
 
-import ctypes
-
 import numpy as np
 import pytest
 import torch
+from ggml_oracle import by_ggml
 from kontextkit.engine.quant import block_type
 from kontextkit.engine.quant.encode import encodable_types, encode, workers
 
 TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q5_0", "Q8_0"]
 N_ROWS, N_COLUMNS = 48, 512
-
-
-def by_ggml(weights, qtype):
-    """Packed rows as ggml's reference makes them."""
-    import ggml
-
-    layout = block_type(qtype)
-    packed = np.empty((len(weights), layout.row_bytes(weights.shape[1])), np.uint8)
-    written = ggml.ggml_quantize_chunk(
-        getattr(ggml, f"GGML_TYPE_{qtype}"),
-        weights.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
-        packed.ctypes.data_as(ctypes.c_void_p),
-        0,
-        *weights.shape,
-        None,
-    )
-    assert written == packed.nbytes
-    return packed
 
 
 def each_group(values):
