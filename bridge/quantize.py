@@ -23,24 +23,27 @@ from .model import load
 from .notes import show_here
 from .paths import LORAS, MODELS, NAME_RULE, new_name
 
-SEEDS, STEPS, SAMPLER, SCHEDULER = (1, 2, 3), 20, "euler", "simple"
+SEEDS, SAMPLER, SCHEDULER = (1, 2, 3), "euler", "simple"
 ENOUGH = 0.95  # mean SSIM
 ROOM_ON_CARD = 3 << 30  # bytes that encoding wants there
 
 
 @dataclass(frozen=True)
 class Check:
-    """What to make pictures of: ComfyUI's CONDITIONING, VAE and LATENT, as KSampler and VAE Decode take them."""
+    """What to make pictures of: ComfyUI's CONDITIONING, VAE and LATENT, as KSampler and VAE Decode take them, steps."""
 
     positive: Any
     vae: Any
     latent: dict[str, Tensor]
+    steps: int
 
 
 def quantize_model(
     model_name: str, qtype: str, filename: str, lora_name: str | None, strength: float, check: Check | None
-) -> tuple[str, str]:
-    """(the new file's name in models/diffusion_models, a report). lora_name: of a LoRA to merge first, or None.
+) -> tuple[str, str, Tensor | None]:
+    """(the new file's name in models/diffusion_models, a report, the check's pictures side by side as an IMAGE).
+
+    lora_name: of a LoRA to merge first, or None.
 
     Raises QuantizeError or CheckpointError where source, LoRA or name will not do; then, and when interrupted, nothing
     has changed.
@@ -59,11 +62,12 @@ def quantize_model(
     else:
         device = torch.device("cpu")
     done = quantize(source, qtype, target, merging, _shown(qtype), device)
-    lines = [done.report()]
+    report, pictures = done.report(), None
     if check:
-        lines.append(compare(source, target, merging, check))
-    show_here("\n".join(lines))
-    return target.name, "\n".join(lines)
+        said, pictures = compare(source, target, merging, check)
+        report += f"\n{said}"
+    show_here(report)
+    return target.name, report, pictures
 
 
 def target_of(filename: str, source: Path, qtype: str) -> Path:
@@ -90,15 +94,19 @@ def _shown(qtype: str) -> Callable[[int, int], None]:
     return progress
 
 
-def compare(source: Path, result: Path, merged: tuple[tuple[Path, float], ...], check: Check) -> str:
-    """A line on the SSIM of pictures made with one prompt and the same seeds by source, LoRAs merged, and result."""
+def compare(source: Path, result: Path, merged: tuple[tuple[Path, float], ...], check: Check) -> tuple[str, Tensor]:
+    """Pictures made with one prompt and the same seeds by source, LoRAs merged, and result: their SSIM, and themselves.
+
+    They lie side by side, (N, H, 2 W, 3) in 0-1.
+    """
     show_here("comparing pictures")
     before, after = _pictures(source, merged, check), _pictures(result, (), check)
     likeness = ssim(before, after)
     mean = float(likeness.mean())
     each = ", ".join(f"{value:.4f}" for value in likeness.tolist())
     verdict = f"passes ({ENOUGH} or more)" if mean >= ENOUGH else f"does not pass ({ENOUGH}): choose a larger type"
-    return f"SSIM of {len(likeness)} pictures to the source's: {each}; mean {mean:.4f}, {verdict}."
+    said = f"SSIM of {len(likeness)} pictures to the source's: {each}; mean {mean:.4f}, {verdict}."
+    return said, torch.cat((before, after), dim=3).movedim(1, -1)
 
 
 def _pictures(path: Path, merged: tuple[tuple[Path, float], ...], check: Check) -> Tensor:
@@ -107,12 +115,12 @@ def _pictures(path: Path, merged: tuple[tuple[Path, float], ...], check: Check) 
     for file, strength in merged:
         model = loras.apply(model, loras.read(file, model), strength)
     latent = comfy.sample.fix_empty_latent_channels(model, check.latent["samples"])
-    bar, pictures = comfy.utils.ProgressBar(len(SEEDS) * STEPS), []
+    bar, pictures = comfy.utils.ProgressBar(len(SEEDS) * check.steps), []
     for seed in SEEDS:
         samples = comfy.sample.sample(
             model,
             comfy.sample.prepare_noise(latent, seed),
-            STEPS,
+            check.steps,
             1.0,
             SAMPLER,
             SCHEDULER,

@@ -92,6 +92,8 @@ def ui_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> dic
     for node in nodes:
         if node["type"] == "KSampler" and steps:
             node["widgets_values"][2] = steps
+        if node["type"] == "KontextQuantize" and steps:
+            node["widgets_values"][-1] = steps
         if node["type"] == "FluxKontextImageScale":
             node["type"], node["widgets_values"] = "ImageScale", list(_SCALE.values())
             node["properties"] = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bridge.paths import LORAS, MODELS
-from ..bridge.quantize import SEEDS, STEPS, Check, quantize_model
+from ..bridge.quantize import SEEDS, Check, quantize_model
 from ..engine.quantizer.mixes import MIXES
 
 NO_LORA = "none"
-_CHECK = f"Connect positive, vae and latent_image to compare {len(SEEDS)} pictures of source and result, {STEPS} steps."
+_CHECK = f"Connect positive, vae and latent_image to compare {len(SEEDS)} pictures of source and result."
 
 
 class KontextQuantize(io.ComfyNode):
@@ -17,9 +18,9 @@ class KontextQuantize(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs: model_name, qtype, filename, and for LoRA and check lora_name, strength, positive, vae, latent_image.
+        """Inputs: model_name, qtype, filename; for a LoRA lora_name, strength; for a check positive to steps.
 
-        Outputs: filename, report.
+        Outputs: filename, report, comparison.
         """
         return io.Schema(
             node_id="KontextQuantize",
@@ -69,10 +70,23 @@ class KontextQuantize(io.ComfyNode):
                 io.Conditioning.Input("positive", optional=True, tooltip=f"The prompt of the check. {_CHECK}"),
                 io.Vae.Input("vae", optional=True, tooltip=f"Decodes the pictures of the check. {_CHECK}"),
                 io.Latent.Input("latent_image", optional=True, tooltip=f"As for KSampler; gives the size. {_CHECK}"),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=100,
+                    optional=True,
+                    tooltip="Of each picture of the check; with a Lightning LoRA merged, those that it wants.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="filename", tooltip="The new file's name in models/diffusion_models."),
                 io.String.Output(display_name="report", tooltip="Size, types, SHA-256, times, and the check's SSIM."),
+                io.Image.Output(
+                    display_name="comparison",
+                    tooltip="The pictures of the check, the source's on the left. Without a check what is connected "
+                    "here does not run.",
+                ),
             ],
         )
 
@@ -92,14 +106,16 @@ class KontextQuantize(io.ComfyNode):
         positive: io.Conditioning.Type | None = None,
         vae: io.Vae.Type | None = None,
         latent_image: io.Latent.Type | None = None,
+        steps: int = 20,
     ) -> io.NodeOutput:
         """Raises QuantizeError or CheckpointError for a source, LoRA or name that will not do."""
         given = [each is not None for each in (positive, vae, latent_image)]
         if any(given) and not all(given):
             raise ValueError(f"positive, vae and latent_image: {sum(given)} connected, expected none or all. {_CHECK}")
-        check = Check(positive, vae, latent_image) if positive is not None and latent_image is not None else None
+        check = None if positive is None or latent_image is None else Check(positive, vae, latent_image, steps)
         lora = None if lora_name == NO_LORA else lora_name
-        return io.NodeOutput(*quantize_model(model_name, qtype, filename, lora, strength, check))
+        name, report, pictures = quantize_model(model_name, qtype, filename, lora, strength, check)
+        return io.NodeOutput(name, report, ExecutionBlocker(None) if pictures is None else pictures)
 
 
 NODES = [KontextQuantize]

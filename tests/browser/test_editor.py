@@ -16,6 +16,7 @@ TYPES = "() => app.graph.nodes.map(node => [node.type, node.type in LiteGraph.re
 SHOWING = "app.graph.nodes.filter(node => ['PreviewImage', 'SaveImage'].includes(node.type))"
 SIZES = {"kontext_demo": [[256, 256], [256, 256], [520, 256]], "kontext_edit": [[256, 256]]}
 SIZES["kontext_lightning"] = SIZES["kontext_optimized"] = SIZES["kontext_edit"]
+SIZES["kontext_quantize"] = [[512, 256]]
 
 
 def complaints(page):

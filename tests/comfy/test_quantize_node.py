@@ -11,6 +11,7 @@ from kontextkit.devtools.stand_ins import TRANSFORMER
 from kontextkit.engine.gguf import read_header
 from server_notes import notes
 
+NAMES = ["filename", "report", "comparison"]
 MODEL = TRANSFORMER.split("/")[1]
 
 
@@ -18,13 +19,13 @@ def workflow(filename, qtype="Q4_K_M", model_name=MODEL, **more):
     inputs = {"model_name": model_name, "qtype": qtype, "filename": filename}
     return {
         "1": {"class_type": "KontextQuantize", "inputs": inputs | more},
-        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 2]}},  # runs only after a check
     }
 
 
 def checked(filename, qtype):
     """The same with a prompt, a VAE and a latent of the demo model's."""
-    nodes = workflow(filename, qtype, positive=["4", 0], vae=["3", 2], latent_image=["5", 0])
+    nodes = workflow(filename, qtype, positive=["4", 0], vae=["3", 2], latent_image=["5", 0], steps=4)
     nodes["3"] = {"class_type": "KontextLoadDemo", "inputs": {"precision": "Q8_0"}}
     prompt = {"text": "a large red star in the middle on a blue background", "clip": ["3", 1]}
     nodes["4"] = {"class_type": "CLIPTextEncode", "inputs": prompt}
@@ -44,10 +45,10 @@ def test_the_node_explains_itself(server):
     node = requests.get(f"{server.url}/object_info/KontextQuantize", timeout=30).json()["KontextQuantize"]
     assert (node["display_name"], node["category"], node["output_node"]) == ("Quantize Kontext", "Kontext", True)
     assert list(node["input"]["required"]) == ["model_name", "qtype", "filename"]
-    assert list(node["input"]["optional"]) == ["lora_name", "strength", "positive", "vae", "latent_image"]
+    assert list(node["input"]["optional"]) == ["lora_name", "strength", "positive", "vae", "latent_image", "steps"]
     inputs = node["input"]["required"] | node["input"]["optional"]
     assert all(len(options["tooltip"]) > 25 for _, options in inputs.values())
-    assert (node["output"], node["output_name"]) == (["STRING", "STRING"], ["filename", "report"])
+    assert (node["output"], node["output_name"]) == (["STRING", "STRING", "IMAGE"], NAMES)
 
 
 def test_it_writes_a_file_that_the_loader_lists_and_says_how_far_it_is(server, models):

@@ -27,6 +27,7 @@ SIZES = {  # of the pictures of each workflow
     "kontext_edit.json": [(256, 256)],
     "kontext_lightning.json": [(256, 256)],
     "kontext_optimized.json": [(256, 256)],
+    "kontext_quantize.json": 3 * [(512, 256)],
 }
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
@@ -59,7 +60,9 @@ def test_a_bundled_workflow_paints_its_pictures(server, name):
     ]
     assert [(picture.format, picture.size) for picture in pictures] == [("PNG", size) for size in SIZES[name]]
     assert all(np.asarray(picture).std() > 10 for picture in pictures)
-    assert steps[-1] == (8 if "lightning" in name else 3)  # the LoRA says how many
+    assert steps[-1] == {"kontext_lightning.json": 8, "kontext_quantize.json": 9}.get(
+        name, 3
+    )  # the LoRA's, 3 pictures'
 
 
 def test_the_demo_changes_what_the_prompt_names_and_keeps_the_rest(server):
