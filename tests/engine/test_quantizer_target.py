@@ -1,7 +1,9 @@
 """The file that the quantizer writes is whole or not there, whatever happens."""
 
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -114,17 +116,19 @@ def test_no_room_or_no_folder_is_said_before_anything_is_written(target, monkeyp
         check_target(target.parent / "none" / "a.gguf", 1, [])
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file(source, target):
+@pytest.fixture
+def small_disk():
     """The limit on a file's size stands in for the disk's."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(source, target, small_disk):
     target.write_text("old")
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
-        "from engine.quantizer.__main__ import main; sys.argv[0] = 'quantizer'; main()"
-    )
-    command = [sys.executable, "-c", script, str(source), "Q8_0", str(target)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert "model.gguf: it could not be written (File too large)" in ran.stderr
+    with pytest.raises(QuantizeError, match=r"model\.gguf: it could not be written \(File too large\)"):
+        quantize(source, "Q8_0", target)
     assert names(target.parent) == ["model.gguf"]
     assert target.read_text() == "old"

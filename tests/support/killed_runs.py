@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(source: Path, target: Path, times: int, seed: int) -> None:
-    """Prints {"kept": by each kill the old or the new file, "debris": names beside it in the end}."""
+    """Prints as JSON what each kill kept, the old or the new file, how many left an unfinished one, and debris."""
     spec = importlib.util.spec_from_file_location(
         "kontextkit", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
@@ -43,19 +43,19 @@ def main(source: Path, target: Path, times: int, seed: int) -> None:
     os.waitpid(start("Q4_0"), 0)
     seconds, new = time.monotonic() - begin, contents()
     os.waitpid(start("Q8_0"), 0)
-    old, kept, dice = contents(), [], random.Random(seed)
+    old, kept, unfinished, dice = contents(), [], 0, random.Random(seed)
     for _ in range(times):
         child = start("Q4_0")
         time.sleep(dice.uniform(0, 1.2 * seconds))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kept.append({old: "old", new: "new"}.get(contents(), "neither"))
+        unfinished += any(path.suffix == ".unfinished" for path in target.parent.iterdir())
         if kept[-1] == "new":
             os.waitpid(start("Q8_0"), 0)
-    left = sum(path.suffix == ".unfinished" for path in target.parent.iterdir())
     remove_debris(target.parent)
     debris = sorted({path.name for path in target.parent.iterdir()} - {target.name, f"{target.name}.json"})
-    print(json.dumps({"kept": kept, "unfinished": left, "debris": debris}))
+    print(json.dumps({"kept": kept, "unfinished": unfinished, "debris": debris}))
 
 
 if __name__ == "__main__":
