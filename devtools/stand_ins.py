@@ -114,6 +114,8 @@ def ui_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> dic
         if node["type"] == TIER:
             for i, value in (_SIZES | ({STEPS: steps} if steps else {})).items():
                 _set(workflow, node["outputs"][i], value)
+        if node["type"] == "KontextQuantize" and steps:
+            node["widgets_values"][-1] = steps
         if node["type"] == "FluxKontextImageScale":
             node["type"], node["widgets_values"] = "ImageScale", list(_SCALE.values())
             node["properties"] = {}

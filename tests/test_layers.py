@@ -35,6 +35,7 @@ INSIDE_ENGINE = {
     "tiers": {"cache", "references"},
     "training": {"errors", "flux", "lora", "quant"},
     "lab": set(),
+    "quantizer": {"errors", "checkpoint", "flux", "gguf", "lora", "quant"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 

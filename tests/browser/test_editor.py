@@ -23,6 +23,7 @@ SIZES = {
 SIZES["kontext_inpaint"] = SIZES["kontext_inpaint_crop"] = [[256, 256], [256, 256]]
 SIZES["kontext_quality_lab"] = [[338, 826]]
 SIZES["kontext_lightning"] = SIZES["kontext_optimized"] = SIZES["kontext_edit"]
+SIZES["kontext_quantize"] = [[512, 256]]
 
 
 def complaints(page):

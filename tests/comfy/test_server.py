@@ -30,8 +30,10 @@ SIZES = {  # of the pictures of the workflows that make more than one
     "kontext_gallery_batch.json": 4 * [(256, 256)],
     "kontext_multi_reference.json": [(1024, 705), (256, 256)],  # the first shows the layout
     "kontext_scheduler_study.json": 2 * [(256, 256)],
+    "kontext_quantize.json": 3 * [(512, 256)],
 }
-LAST_STEPS = {"kontext_lightning.json": 8, "kontext_quality_lab.json": 4 * (2 + 1)}  # a LoRA's; of all pictures
+LAST_STEPS = {"kontext_lightning.json": 8}  # its LoRA says how many
+LAST_STEPS |= {"kontext_quality_lab.json": 4 * (2 + 1), "kontext_quantize.json": 3 * 2}  # of all pictures
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
 
