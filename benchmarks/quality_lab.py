@@ -48,7 +48,7 @@ class Lab:
     """The ways to make a picture, and what came of them."""
 
     def __init__(self, folder: Path, tiny: bool):
-        from kontextkit.bridge.demo import load_demo, precisions
+        from kontextkit.bridge.demo import STORED, load_demo
         from kontextkit.bridge.ways import CHANGES, Way, file_of
         from kontextkit.engine.lab.settings import SETTINGS
 
@@ -59,7 +59,7 @@ class Lab:
         steps, self.size = (4, (64, 64)) if tiny else (28, (256, 256))
         self.way = Way(model, steps, find=lambda name: files.get(name) or file_of(name))
         values: dict[str, tuple[Any, ...]] = {name: SETTINGS[name].values for name in CHANGES} | (TINY if tiny else {})
-        values["precision"] = tuple(name for name in (*precisions(), *files) if name != "BF16")
+        values["precision"] = tuple(name for name in (*STORED, *files) if name != "BF16")
         self.ways = {
             (name, value): change(self.way, value) for name, change in CHANGES.items() for value in values[name]
         }
