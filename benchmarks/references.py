@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from itertools import cycle, islice
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import held_out
@@ -71,7 +71,8 @@ class References:
             note = f"{len(edits)} edits; worst {likeness.min():.4f}" + (
                 f"; the guide claims {CLAIMS[weight]}" if weight in CLAIMS else ""
             )
-            self.add(f"weight_{weight:g}.ssim_to_context".replace("0.", "0_"), likeness.mean().item(), "SSIM", note)
+            name = f"weight_{weight:g}".replace(".", "_")
+            self.add(f"{name}.ssim_to_context", likeness.mean().item(), "SSIM", note)
 
     def gallery(self) -> None:
         """Twenty prompts over two pictures through our node, encoded once and each time."""
@@ -93,6 +94,17 @@ class References:
             note = f"{N_PROMPTS} prompts over 2 pictures of 256x256, the node alone"
             self.add(f"gallery.{name}_seconds", seconds[name], "s", note, "lower")
         self.add("gallery.times_faster", seconds["each_time"] / seconds["kept"], "times", "each time over kept")
+
+    def restore(self) -> None:
+        """The way back to a picture's own size, the median of five."""
+        from kontextkit.nodes.restore_size import KontextRestoreSize
+
+        image, original, seconds = torch.rand(1, 1024, 1024, 3), torch.rand(1, 1000, 1000, 3), []
+        for _ in range(6):
+            begin = time.perf_counter()
+            KontextRestoreSize.execute(image, original, "pad")
+            seconds.append(time.perf_counter() - begin)
+        self.add("restore_ms", 1e3 * median(seconds[1:]), "ms", "1024x1024 to 1000x1000, median of 5", "lower")
 
     def made(
         self, edits: list[Any], n_more: int = 0, layout: str = "offset", weight: float = 1.0
@@ -164,7 +176,7 @@ def main() -> None:
     report.import_pack()
     with torch.inference_mode():
         bench = References(options.edits)
-        for part in (bench.gallery, bench.weights, bench.numbers, bench.layouts):
+        for part in (bench.restore, bench.gallery, bench.weights, bench.numbers, bench.layouts):
             part()
             report.save(options.out, bench.rows, "references.py", "--edits", str(options.edits))
 

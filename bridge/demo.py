@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.sd
+import folder_paths
 import torch
 from comfy.diffusers_convert import convert_vae_state_dict
 from comfy.ldm.models.autoencoder import AutoencoderKL
@@ -17,19 +18,20 @@ from torch import Tensor
 
 from ..engine.checkpoint import open_checkpoint
 from ..engine.errors import CheckpointError, listing
+from ..engine.quantizer.run import quantize
 from ..engine.words.encoder import WordEncoder
 from ..engine.words.vocabulary import Vocabulary
 from .model import load
+from .notes import show_here
 from .words import make_clip
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo"
-TRANSFORMERS = {
+TRANSFORMERS = {  # by precision the file that it is, or is made of
     "BF16": "kontext_demo_bf16.safetensors",
     "Q8_0": "kontext_demo_q8_0.gguf",
-    "Q5_K_M": "kontext_demo_q5_k_m.gguf",
-    "Q4_K_M": "kontext_demo_q4_k_m.gguf",
-    "Q3_K_M": "kontext_demo_q3_k_m.gguf",
+    **dict.fromkeys(("Q5_K_M", "Q4_K_M", "Q3_K_M"), "kontext_demo_bf16.safetensors"),
 }
+STORED = ("BF16", "Q8_0")  # the others are made in seconds and kept until ComfyUI ends
 WORDS, VAE = "kontext_demo_words.safetensors", "kontext_demo_vae.safetensors"
 WIDTH = 256  # of a word's state
 LATENT_CHANNELS = 16
@@ -55,7 +57,7 @@ RESTORE = (
 
 
 def precisions() -> list[str]:
-    """The precisions whose file is there, the best first."""
+    """The precisions whose file is there or can be made, the best first."""
     return [name for name, file_name in TRANSFORMERS.items() if (FOLDER / file_name).is_file()]
 
 
@@ -81,10 +83,25 @@ def load_demo(precision: str) -> tuple[Any, comfy.sd.CLIP, comfy.sd.VAE]:
     try:
         vocabulary, words = read_words(FOLDER / WORDS)
         autoencoder = read_autoencoder(FOLDER / VAE)
-        model = load(FOLDER / TRANSFORMERS[precision])
+        model = load(transformer_file(precision))
     except CheckpointError as error:
         raise CheckpointError(f"{error} {RESTORE}") from error
     return model, make_clip(vocabulary, words), _make_vae(autoencoder)
+
+
+def transformer_file(precision: str) -> Path:
+    """The file of the transformer; one that does not ship with the pack is made and kept in ComfyUI's temp folder."""
+    source = FOLDER / TRANSFORMERS[precision]
+    if precision in STORED:
+        return source
+    stat = source.stat()
+    state = hashlib.sha256(f"{source}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    made = Path(folder_paths.get_temp_directory(), f"kontext_demo_{precision.lower()}_{state}.gguf")
+    if not made.is_file():
+        show_here(f"making {precision} of {source.name}")
+        made.parent.mkdir(parents=True, exist_ok=True)
+        quantize(source, precision, made)
+    return made
 
 
 def read_words(path: Path) -> tuple[Vocabulary, dict[str, Tensor]]:

@@ -12,6 +12,8 @@ import folder_paths
 from ..engine.tiers.files import FILES
 
 EXTENSIONS = (".gguf", ".safetensors", ".sft")
+FORBIDDEN, LONGEST = set('/\\:*?"<>|'), 100  # in a new file's name: no folders, and what Windows allows
+NAME_RULE = f"no folders, at most {LONGEST} characters, none of them {' '.join(sorted(FORBIDDEN))}, the first no dot"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ class Shelf:
             return "missing"
         stat = path.stat()
         return hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+
+
+def new_name(name: str, suffix: str) -> str | None:
+    """The name of a new file that ends in `suffix`, which may be left out; None where it breaks NAME_RULE."""
+    stem = name.strip().removesuffix(suffix)
+    if not stem or stem.startswith(".") or not stem.isprintable() or FORBIDDEN & set(stem) or len(stem) > LONGEST:
+        return None
+    return stem + suffix
 
 
 MODELS = Shelf(("diffusion_models", "unet", "unet_gguf"))  # the last exists where ComfyUI-GGUF is installed

@@ -31,12 +31,11 @@ from ..engine.training.triples import FORMAT, Triple, find_triples, fingerprint,
 from .demo import FOLDER, TRANSFORMERS, load_demo
 from .lora import applied
 from .model import KontextModel, read_through
-from .paths import LORAS
+from .paths import LORAS, NAME_RULE, new_name
 from .progress import Progress
 from .text_encoders import load_text_encoders
 
 Encoders = Callable[[], tuple[Any, Any]]  # -> CLIP, VAE
-FORBIDDEN, LONGEST = set('/\\:*?"<>|'), 100  # in a LoRA's name: no folders, and what Windows allows
 OWN_STEPS = 32  # of the model's, which a distilled LoRA's few do as well
 DEMO = FOLDER / TRANSFORMERS["BF16"]
 
@@ -150,13 +149,12 @@ def base_of(patcher: Any) -> Path:
 
 def new_lora(name: str) -> Path:
     """Where a LoRA of this name is written: into the first folder of LoRAs. Raises TrainingDataError for a bad name."""
-    stem = name.strip().removesuffix(".safetensors")
-    if not stem or stem.startswith(".") or not stem.isprintable() or FORBIDDEN & set(stem) or len(stem) > LONGEST:
+    file_name = new_name(name, ".safetensors")
+    if file_name is None:
         raise TrainingDataError(
-            f"lora_name is {name!r}, expected the name of a new file, such as red_frame: no folders, at most {LONGEST} "
-            f"characters, none of them {' '.join(sorted(FORBIDDEN))}, the first no dot."
+            f"lora_name is {name!r}, expected the name of a new file, such as red_frame: {NAME_RULE}."
         )
-    return Path(LORAS.directories()[0], f"{stem}.safetensors")
+    return Path(LORAS.directories()[0], file_name)
 
 
 def edits_in(folder: str) -> Path:

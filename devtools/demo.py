@@ -82,14 +82,18 @@ def edit(server: ComfyServer) -> None:
 
 
 def draw_example(path: Path) -> None:
-    """A picture to edit, of the demo model's world: a red circle and a white square on yellow."""
+    """A picture to edit, of the demo model's world: a red circle, around it a mask, and a white square on yellow."""
     scale = 4  # drawn larger, for smooth edges
     picture = Image.new("RGB", (256 * scale, 256 * scale), (247, 222, 56))
     pen = ImageDraw.Draw(picture)
     pen.ellipse([n * scale for n in (40, 120, 124, 204)], fill=(219, 38, 36))
     pen.rectangle([n * scale for n in (150, 50, 218, 118)], fill=(245, 245, 242))
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((256, 256), Image.Resampling.BOX).save(path)
+    picture = picture.resize((256, 256), Image.Resampling.BOX)
+    alpha = Image.new("L", picture.size, 255)
+    ImageDraw.Draw(alpha).rectangle((32, 112, 131, 211), fill=0)  # Load Image makes a mask of what is transparent
+    picture.putalpha(alpha)
+    picture.save(path)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ RANK = 4  # of the stand-in
 DEMO_TRANSFORMER = ROOT / "demo" / "kontext_demo_bf16.safetensors"
 DEMO_GGUF = ROOT / "demo" / "kontext_demo_q8_0.gguf"
 PROMPT = "make the circle blue"  # in words that the demo model knows
-SIDE = 256  # pixels, where FluxKontextImageScale would make a megapixel
+SIDE = 256  # pixels, where FluxKontextImageScale and the like would make a megapixel
 
 LOADER, PRECISION = "KontextLoadDemo", "BF16"
+LAB, LAB_VALUES = "KontextQualityLab", "1"  # steps that it tries where few are wished for
 ENCODERS = ("DualCLIPLoader", "KontextLoadTextEncoders")
 _OUTPUTS = dict.fromkeys(ENCODERS, ("CLIP", 1)) | {"VAELoader": ("VAE", 2)}  # the loader's output in a node's place
 TIER, STEPS = "KontextTier", 0  # and which of its outputs says how many
@@ -85,11 +86,15 @@ def api_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> di
                 inputs[key] = steps if value[1] == STEPS and steps else _SIZES.get(value[1], value)
         if isinstance(inputs.get("steps"), int) and steps:  # a link stays
             inputs["steps"] = steps
+            if node["class_type"] == LAB:
+                inputs["values"] = LAB_VALUES
         if moved and node["class_type"] == "CLIPTextEncode":
             inputs["text"] = PROMPT
         if node["class_type"] == "FluxKontextImageScale":
             node["class_type"] = "ImageScale"
             inputs |= _SCALE
+        if node["class_type"] == "KontextCropToMask":
+            inputs["size"] = SIDE
     for name in moved:
         del workflow[name]
     if moved:
@@ -104,12 +109,18 @@ def ui_with_stand_ins(workflow: dict[str, Any], steps: int | None = None) -> dic
     for node in nodes:
         if node["type"] == "KSampler" and steps:
             node["widgets_values"][2] = steps
+        if node["type"] == LAB and steps:
+            node["widgets_values"][1:3] = LAB_VALUES, steps
         if node["type"] == TIER:
             for i, value in (_SIZES | ({STEPS: steps} if steps else {})).items():
                 _set(workflow, node["outputs"][i], value)
+        if node["type"] == "KontextQuantize" and steps:
+            node["widgets_values"][-1] = steps
         if node["type"] == "FluxKontextImageScale":
             node["type"], node["widgets_values"] = "ImageScale", list(_SCALE.values())
             node["properties"] = {}
+        if node["type"] == "KontextCropToMask":
+            node["widgets_values"][-1] = SIDE
     moved = [node for node in nodes if node["type"] in _OUTPUTS]
     if not moved:
         return workflow

@@ -13,6 +13,10 @@ class LoraError(CheckpointError):
     """The same of a LoRA file."""
 
 
+class QuantizeError(ValueError):
+    """A file cannot be quantized, or not to there; the text names files and tensors, what is wrong and what to do."""
+
+
 class TrainingDataError(ValueError):
     """A folder of edits cannot be trained on; the text names the files, what is wrong and what was expected."""
 

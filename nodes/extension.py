@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension, io
 
 from ..bridge import routes
-from . import (
-    encode_references,
-    lightning_lora,
-    load_demo,
-    load_model,
-    load_text_encoders,
-    optimize,
-    reference,
-    restore_size,
-    tier,
-    train_lora,
-)
+
+FILES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "extension"))
 
 
 class KontextExtension(ComfyExtension):
@@ -28,16 +21,4 @@ class KontextExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of every file in this room."""
-        files = (
-            load_model,
-            load_text_encoders,
-            load_demo,
-            reference,
-            encode_references,
-            restore_size,
-            lightning_lora,
-            optimize,
-            tier,
-            train_lora,
-        )
-        return [node for file in files for node in file.NODES]
+        return [node for name in FILES for node in import_module(f".{name}", __package__).NODES]

@@ -27,7 +27,7 @@ class KontextLoadDemo(io.ComfyNode):
                     options=options,
                     default=options[0],
                     tooltip="How the transformer's weights are stored. BF16 is as it was trained; the others are "
-                    "quantized, to try what that does to a picture.",
+                    "quantized, to try what that does to a picture. The K types are made on first use, in seconds.",
                 ),
             ],
             outputs=[

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted((ROOT / "js" / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "demo" / "README.md",
+    *(ROOT / "docs").glob("*.md"),
+    *sorted((ROOT / "js" / "docs").glob("*.md")),
+]
 FIGURE = re.compile(r"<!--([\w.]+)-->(-?[\d.]+)")
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 ROWS = {row["name"]: row for path in RESULTS for row in json.loads(path.read_text())["rows"]}

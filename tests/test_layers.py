@@ -28,11 +28,14 @@ INSIDE_ENGINE = {
     "lora": {"errors", "checkpoint", "flux"},
     "words": set(),
     "metrics": set(),
+    "inpaint": set(),
     "attention": set(),
     "references": {"errors", "flux"},
     "cache": set(),
     "tiers": {"cache", "references"},
     "training": {"errors", "flux", "lora", "quant"},
+    "lab": set(),
+    "quantizer": {"errors", "checkpoint", "flux", "gguf", "lora", "quant"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 

@@ -14,12 +14,16 @@ TYPES = "() => app.graph.nodes.map(node => [node.type, node.type in LiteGraph.re
 
 
 SHOWING = "app.graph.nodes.filter(node => ['PreviewImage', 'SaveImage'].includes(node.type))"
+OF_PREVIEW_ANY = {"previewMode", "preview_text", "preview_markdown"}  # what older front-ends send along
 SIZES = {
     "kontext_tier_12gb": [[256, 256]],
     "kontext_demo": [[256, 256], [256, 256], [520, 256]],
     "kontext_edit": [[256, 256]],
 }
+SIZES["kontext_inpaint"] = SIZES["kontext_inpaint_crop"] = [[256, 256], [256, 256]]
+SIZES["kontext_quality_lab"] = [[338, 826]]
 SIZES["kontext_lightning"] = SIZES["kontext_optimized"] = SIZES["kontext_edit"]
+SIZES["kontext_quantize"] = [[512, 256]]
 
 
 def complaints(page):
@@ -54,6 +58,7 @@ def test_a_workflow_queues_as_its_api_twin(one_page, name):
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
     for node in prompt.values():
         node.pop("_meta", None)
+        node["inputs"] = {key: value for key, value in node["inputs"].items() if key not in OF_PREVIEW_ANY}
     assert prompt == json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
 
 
@@ -101,6 +106,26 @@ def test_a_training_queues_with_its_defaults_and_its_lora_can_be_wired(page):
     assert prompt[0] == names
     assert [prompt[1][name] for name in names] == ["", "my_edit", 1000, 8, 1e-4]
     assert prompt[2]["lora_name"][1] == 0
+
+
+def test_the_slider_has_both_pictures_and_is_neither_queued_nor_saved(page):
+    slider = "app.graph.nodes.at(-1).widgets.find(widget => widget.name === 'compare_view')"
+    page.evaluate("""() => {
+        app.graph.clear();
+        const [image, compare] = ["EmptyImage", "KontextCompareSSIM"].map(id => LiteGraph.createNode(id));
+        [image, compare].forEach(node => app.graph.add(node));
+        image.connect(0, compare, 0);
+        image.connect(0, compare, 1);
+    }""")
+    before = page.evaluate("async () => (await app.graphToPrompt()).output")
+    page.evaluate("async () => { await app.queuePrompt(0, 1); }")
+    page.wait_for_function(f"() => {slider}.value?.beforeImages?.length", timeout=90_000)
+    for images in page.evaluate(f"() => [{slider}.value.beforeImages, {slider}.value.afterImages]"):
+        (url,) = images
+        assert page.request.get(url.replace("/api", f"{page.url.split('?')[0].rstrip('/')}/api", 1)).ok
+    assert page.evaluate("async () => (await app.graphToPrompt()).output") == before
+    assert "compare_view" not in json.dumps([node["inputs"] for node in before.values()])
+    assert "beforeImages" not in page.evaluate("() => JSON.stringify(app.graph.serialize())")
 
 
 def test_the_help_page_is_served(page, server):

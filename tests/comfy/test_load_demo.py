@@ -89,6 +89,19 @@ def test_q8_0_paints_nearly_the_same_picture(loaded, node):
     assert error(sample(node.execute("Q8_0").result), sample(loaded)) < 0.1
 
 
+@pytest.mark.parametrize(("precision", "most"), [("Q5_K_M", 0.15), ("Q4_K_M", 0.25), ("Q3_K_M", 0.4)])
+def test_a_k_quant_is_made_once_and_paints_a_similar_picture(loaded, node, precision, most, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    assert 0 < error(sample(node.execute(precision).result), sample(loaded)) < most
+    (made,) = (tmp_path / "temp").glob("*.gguf")
+    assert precision.lower() in made.name
+    written = made.stat().st_mtime_ns
+    node.execute(precision)
+    assert made.stat().st_mtime_ns == written
+
+
 def test_prompts_can_be_combined(loaded):
     import nodes
 
@@ -102,17 +115,15 @@ def test_prompts_can_be_combined(loaded):
 # files
 
 
-def test_only_precisions_whose_file_is_there_are_offered(node, copied):
+def test_only_precisions_whose_file_is_there_or_can_be_made_are_offered(node, copied):
     def offered():
         (precision,) = node.define_schema().inputs
         assert precision.default == precision.options[0]
         return precision.options
 
-    assert offered() == ["BF16", "Q8_0"]
-    (copied / "kontext_demo_q4_k_m.gguf").touch()
-    assert offered() == ["BF16", "Q8_0", "Q4_K_M"]
+    assert offered() == ["BF16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M"]
     (copied / BF16).unlink()
-    assert offered() == ["Q8_0", "Q4_K_M"]
+    assert offered() == ["Q8_0"]
     shutil.rmtree(copied)
     assert offered() == ["BF16"]  # running it says what is missing
 

@@ -24,10 +24,16 @@ EDIT = json.loads((WORKFLOWS / "kontext_edit.json").read_text())
 DEMO = json.loads((WORKFLOWS / "kontext_demo.json").read_text())
 SIZES = {  # of the pictures of the workflows that make more than one
     "kontext_demo.json": [(256, 256), (256, 256), (520, 256)],
+    "kontext_inpaint.json": [(256, 256), (256, 256), (312, 256)],
+    "kontext_inpaint_crop.json": [(256, 256), (256, 256), (312, 256)],
+    "kontext_quality_lab.json": [(1215, 342), (338, 826)],
     "kontext_gallery_batch.json": 4 * [(256, 256)],
     "kontext_multi_reference.json": [(1024, 705), (256, 256)],  # the first shows the layout
     "kontext_scheduler_study.json": 2 * [(256, 256)],
+    "kontext_quantize.json": 3 * [(512, 256)],
 }
+LAST_STEPS = {"kontext_lightning.json": 8}  # its LoRA says how many
+LAST_STEPS |= {"kontext_quality_lab.json": 4 * (2 + 1), "kontext_quantize.json": 3 * 2}  # of all pictures
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
 
@@ -61,7 +67,7 @@ def test_a_bundled_workflow_paints_its_pictures(server, name):
         ("PNG", size) for size in SIZES.get(name, [(256, 256)])
     ]
     assert all(np.asarray(picture).std() > 10 for picture in pictures)
-    assert steps[-1] == (8 if name == "kontext_lightning.json" else 2)  # its LoRA says how many
+    assert steps[-1] == LAST_STEPS.get(name, 2)
 
 
 def test_the_demo_changes_what_the_prompt_names_and_keeps_the_rest(server):

@@ -1,0 +1,225 @@
+"""The guide's quality tables, measured on the demo model: each setting against the usual picture of the same noise.
+
+    COMFYUI_PATH=... python benchmarks/quality_lab.py [--tiny] [--edits N] [--minutes M] [--out FILE]
+
+Held-out edits one at a time, 28 steps, euler, simple, guidance 1. Every picture of an edit is made before the next edit
+begins, so that whatever else the machine does meets all settings; after each edit the rows, and a plot of every
+setting, are written. Goals are the guide's own figures. Q5_K, Q4_K and Q3_K are packed by ggml's C code for this run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import held_out
+import report
+import torch
+
+CLAIMS = {  # the guide's, the lower end of each: SSIM to the usual picture, or to the context
+    "precision": {"Q5_K": 0.965, "Q4_K": 0.95, "Q3_K": 0.935},
+    "steps": {20: 0.92, 16: 0.88, 12: 0.82, 8: 0.70},
+    "guidance": {2.0: 0.88, 3.5: 0.90, 5.0: 0.92, 7.0: 0.91, 9.0: 0.88},
+}
+CONTEXT_CLAIMS = {
+    "denoise": {0.25: 0.95, 0.5: 0.92, 0.75: 0.90, 0.9: 0.88, 1.0: 0.85},
+    "context weight": {0.0: 0.60, 0.3: 0.75, 0.6: 0.88, 0.9: 0.95},
+}
+SPEED_CLAIMS = {  # of settings that change the time
+    "precision": {},
+    "steps": {20: 1.33, 16: 1.75, 12: 2.33, 8: 3.5, 4: 7.0},
+    "cache threshold": {0.05: 1.18, 0.12: 1.82, 0.25: 2.1},
+}
+QTYPES = ("Q5_K", "Q4_K", "Q3_K")
+SAMPLERS = {"euler_28": ("euler", 28), "euler_14": ("euler", 14), "dpmpp_2m_14": ("dpmpp_2m", 14)}
+REFERENCE_STEPS = 100
+TINY = {"steps": (2,), "guidance": (2.0,), "denoise": (0.5,), "cache threshold": (0.5,), "context weight": (0.3,)}
+
+
+class Lab:
+    """The ways to make a picture, and what came of them."""
+
+    def __init__(self, folder: Path, tiny: bool):
+        from kontextkit.bridge.demo import load_demo, precisions
+        from kontextkit.bridge.ways import CHANGES, Way, file_of
+        from kontextkit.engine.lab.settings import SETTINGS
+
+        model, self.clip, self.vae = load_demo("BF16")
+        files = {qtype: folder / f"{qtype}.gguf" for qtype in QTYPES}
+        for qtype, path in files.items():
+            pack(path, qtype)
+        steps, self.size = (4, (64, 64)) if tiny else (28, (256, 256))
+        self.way = Way(model, steps, find=lambda name: files.get(name) or file_of(name))
+        values: dict[str, tuple[Any, ...]] = {name: SETTINGS[name].values for name in CHANGES} | (TINY if tiny else {})
+        values["precision"] = tuple(name for name in (*precisions(), *files) if name != "BF16")
+        self.ways = {
+            (name, value): change(self.way, value) for name, change in CHANGES.items() for value in values[name]
+        }
+        n_reference = 8 if tiny else REFERENCE_STEPS
+        self.others = {"reference": replace(self.way, steps=n_reference)}
+        for name, (sampler, n) in SAMPLERS.items():
+            self.others[name] = replace(self.way, sampler=sampler, steps=2 if tiny else n)
+        self.pictures: dict[str, list[Any]] = {name: [] for name in CHANGES}
+        self.success: dict[tuple[str, Any], list[bool]] = {}
+        self.scheduler: dict[str, list[float]] = {}
+
+    def edit(self, number: int, edit: Any) -> None:
+        """Every picture of one edit."""
+        from kontextkit.bridge.calibration import pictures
+        from kontextkit.bridge.quality_lab import edit_of, measured, sample
+        from kontextkit.bridge.ways import usual
+        from kontextkit.demo.training.judge import judge
+
+        right, references = held_out.truth([edit], self.size)
+        shown = [picture.movedim(1, -1) for picture in references]
+        case = edit_of(edit.prompt, shown, 1.0, self.clip, self.vae, f"{number}: {edit.prompt}", right)
+
+        def make(way: Any) -> tuple[torch.Tensor, float]:
+            latents, seconds = sample(way, case, number)
+            return pictures(self.vae, latents), seconds
+
+        def note(name: str, value: Any, picture: torch.Tensor, seconds: float) -> None:
+            self.pictures[name].append(measured(value, case, number, seconds, plain, picture))
+            succeeded = bool(judge(references[0], right, picture).success)
+            self.success.setdefault((name, value), []).append(succeeded)
+
+        plain, plain_seconds = make(self.way)
+        for name in self.pictures:
+            note(name, usual(name, self.way, [case]), plain, plain_seconds)
+        for (name, value), way in self.ways.items():
+            note(name, value, *make(way))
+        self.compare_samplers(plain, {name: make(way) for name, way in self.others.items()})
+
+    def compare_samplers(self, plain: torch.Tensor, made: dict[str, Any]) -> None:
+        """SSIM of each to the picture of very many steps and to Euler's of 28, and seconds."""
+        from kontextkit.bridge.quality_lab import likeness
+
+        reference, _ = made.pop("reference")
+        for name, (picture, seconds) in made.items():
+            figures = {"ssim_to_100": likeness(reference, picture), "seconds": seconds}
+            if name != "euler_28":
+                figures["ssim_to_euler_28"] = likeness(plain, picture)
+            for measure, figure in figures.items():
+                self.scheduler.setdefault(f"{name}.{measure}", []).append(figure)
+
+    def sweeps(self) -> list[Any]:
+        """One for each setting."""
+        from kontextkit.engine.lab.sweep import Sweep
+
+        return [Sweep(name, pictures[0].value, tuple(pictures)) for name, pictures in self.pictures.items()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of everything so far."""
+        return [row for sweep in self.sweeps() for row in self.rows_of(sweep)] + self.sampler_rows()
+
+    def rows_of(self, sweep: Any) -> list[dict[str, Any]]:
+        """Mean, lowest, success, speed; the baseline has success, seconds and the likeness to the context."""
+        name, rows = sweep.setting, []
+        for summary in sweep.summaries():
+            value, is_usual = summary.value, summary.value == sweep.baseline
+            stem = f"lab.{words(name)}_{words(value)}"
+            out = "; ".join(f"{each.ssim:.3f} {each.prompt}" for each in summary.outliers) or "none"
+            note = f"deviation {summary.std:.4f}, {summary.n} edits; outliers: {out}"
+            made = {
+                "ssim": (summary.mean, "SSIM", note, CLAIMS.get(name, {}).get(value)),
+                "ssim_lowest": (summary.minimum, "SSIM", summary.worst.prompt, None),
+            }
+            if name in SPEED_CLAIMS:
+                note = "the usual's median seconds over its; rough, other work ran beside"
+                made["speed"] = (summary.speed, "times", note, SPEED_CLAIMS[name].get(value))
+            if is_usual:
+                made = {"seconds": (summary.seconds, "s", "median of sampling, beside other work on the machine", None)}
+            if name in CONTEXT_CLAIMS:
+                context = summary.to["context"], "SSIM", "to the first reference", CONTEXT_CLAIMS[name].get(value)
+                made["ssim_to_context"] = context
+            succeeded = self.success[name, value]
+            made["edit_success"] = (sum(succeeded) / len(succeeded), "share", f"{len(succeeded)} edits", None)
+            for measure, (figure, unit, words_, goal) in made.items():
+                better = "lower" if unit == "s" else "higher"
+                rows.append(report.row(f"{stem}.{measure}", figure, unit, words_, goal, better))
+        return rows
+
+    def sampler_rows(self) -> list[dict[str, Any]]:
+        """Of the comparison of samplers."""
+        rows = []
+        for name, figures in self.scheduler.items():
+            values = torch.tensor(figures, dtype=torch.float64)
+            if name.endswith("seconds"):
+                rows.append(report.row(f"scheduler.{name}", values.median().item(), "s", "median, beside other work"))
+            else:
+                note = f"mean; lowest {values.min():.4f}, {len(values)} edits"
+                rows.append(report.row(f"scheduler.{name}", values.mean().item(), "SSIM", note, better="higher"))
+        return rows
+
+
+def words(value: Any) -> str:
+    """As a part of a row's name."""
+    text = value if isinstance(value, str) else f"{value:g}"
+    return text.lower().replace(".", "_").replace(" ", "_")
+
+
+def pack(path: Path, qtype: str) -> None:
+    """The demo's transformer with its blocks in a K-quant, by ggml: the matrices that its Q8_0 file packs."""
+    import ggml
+    import gguf
+    import numpy as np
+    from kontextkit.bridge.demo import FOLDER, TRANSFORMERS
+    from safetensors.torch import load_file
+
+    kind = gguf.GGMLQuantizationType[qtype]
+    packed = {each.name for each in gguf.GGUFReader(FOLDER / TRANSFORMERS["Q8_0"]).tensors if each.tensor_type == 8}
+    writer = gguf.GGUFWriter(path, "flux")
+    for name, tensor in load_file(FOLDER / TRANSFORMERS["BF16"]).items():
+        values = np.ascontiguousarray(tensor.float().numpy())
+        if name not in packed:
+            writer.add_tensor(name, values)
+            continue
+        rows = np.zeros(gguf.quant_shape_to_byte_shape(values.shape, kind), dtype=np.uint8)
+        source = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        ggml.ggml_quantize_chunk(int(kind), source, ctypes.c_void_p(rows.ctypes.data), 0, *values.shape, None)
+        writer.add_tensor(name, rows, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def in_turns(n: int) -> list[Any]:
+    """About n held-out edits, one of each kind after another."""
+    kinds = [list(edits) for edits in held_out.held_out(n).values()]
+    return [edits[i] for i in range(max(map(len, kinds))) for edits in kinds if i < len(edits)]
+
+
+def main() -> None:
+    """Command line."""
+    parser = report.parser(__doc__, "quality_lab.json")
+    parser.add_argument("--tiny", action="store_true", help="one edit of 64x64 pixels, to try the script")
+    parser.add_argument("--edits", type=int, default=12)
+    parser.add_argument("--minutes", type=float, default=600.0, help="after which no other edit is begun")
+    options = parser.parse_args()
+    report.tiny_variant(options)
+    report.import_comfyui()
+    report.import_pack()
+    from kontextkit.engine.lab.plot import draw_plot
+
+    usual = options.out.parent == report.RESULTS
+    plots, begin = report.ROOT / "docs" if usual else options.out.parent, time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        lab = Lab(Path(folder), options.tiny)
+        for number, edit in enumerate(in_turns(options.edits)[: 1 if options.tiny else None]):
+            if time.perf_counter() - begin > 60 * options.minutes:
+                break
+            lab.edit(number, edit)
+            report.save(options.out, lab.rows(), "quality_lab.py", "--edits", str(options.edits))
+            for sweep in lab.sweeps():
+                draw_plot(sweep).save(plots / f"lab_{words(sweep.setting)}.png", optimize=True)
+            print(f"[{time.perf_counter() - begin:6.1f} s] edit {number}: {edit.prompt}", flush=True)
+    report.show(lab.rows())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What a sweep changes: a way to make pictures, and each setting as a change of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import node_helpers
+from torch import Tensor
+
+from ..engine.cache.first_block import FirstBlockSettings
+from ..engine.lab.settings import Value
+from ..engine.tiers.presets import Choices
+from . import lora, optimize, references
+from .demo import FOLDER, TRANSFORMERS, missing, precisions
+from .model import KontextModel, load
+from .paths import MODELS
+from .transformer import REFERENCE_WEIGHTS
+
+Conditioning = list[Any]
+USUAL_GUIDANCE = 3.5  # of a conditioning that names none, as ComfyUI's FLUX has it
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A prompt to sample. latent: ComfyUI's LATENT of one picture; to: pictures (1, 3, H, W) to compare with."""
+
+    prompt: str
+    positive: Conditioning
+    latent: Mapping[str, Any]
+    to: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def file_of(name: str) -> Path:
+    """The file of a precision of the demo's, or of a name in ComfyUI's folders. Raises ValueError where none is."""
+    if name in TRANSFORMERS:
+        if gap := missing(name):
+            raise ValueError(gap)
+        return FOLDER / TRANSFORMERS[name]
+    try:
+        return MODELS.path(name)
+    except FileNotFoundError:
+        there = ", ".join((*precisions(), *MODELS.names()))
+        raise ValueError(f"values has {name!r}, which is no model file here. There are {there}.") from None
+
+
+@dataclass(frozen=True)
+class Way:
+    """How pictures are made, by KSampler's names and without a second guidance. find: a model's file by its name."""
+
+    model: Any
+    steps: int = 28
+    sampler: str = "euler"
+    scheduler: str = "simple"
+    denoise: float = 1.0
+    condition: Callable[[Conditioning], Conditioning] = lambda positive: positive
+    find: Callable[[str], Path] = file_of
+
+
+def _steps(way: Way, value: Any) -> Way:
+    return replace(way, steps=value)
+
+
+def _guidance(way: Way, value: Any) -> Way:
+    return replace(way, condition=lambda positive: node_helpers.conditioning_set_values(positive, {"guidance": value}))
+
+
+def _denoise(way: Way, value: Any) -> Way:
+    return replace(way, denoise=value)
+
+
+def _context_weight(way: Way, value: Any) -> Way:
+    return replace(way, condition=lambda positive: references.weigh(positive, value))
+
+
+def _threshold(way: Way, value: Any) -> Way:
+    choices = choices_of(way.model)
+    cache = replace(choices.cache or FirstBlockSettings(), threshold=value)
+    return replace(way, model=optimize.apply(way.model, replace(choices, cache=cache, target_ssim=0.0))[0])
+
+
+def _precision(way: Way, value: Any) -> Way:
+    """The file instead of the MODEL's own, under the same LoRAs and the optimizer's choices."""
+    _, (_, compute_dtype) = way.model.cached_patcher_init
+    model = load(way.find(value), compute_dtype)
+    for each in lora.applied(way.model):
+        model = lora.apply(model, each.lora, each.strength)
+    if choices_of(way.model) != Choices():
+        model, _ = optimize.apply(model, choices_of(way.model))
+    return replace(way, model=model)
+
+
+CHANGES: dict[str, Callable[[Way, Any], Way]] = {
+    "precision": _precision,
+    "steps": _steps,
+    "guidance": _guidance,
+    "denoise": _denoise,
+    "context weight": _context_weight,
+    "cache threshold": _threshold,
+}
+
+
+def usual(setting: str, way: Way, edits: Sequence[Edit]) -> Value:
+    """What the setting is where nothing changes it: the baseline's value."""
+    if setting == "precision":
+        return name_of(way.model)
+    if setting == "guidance":
+        return float(edits[0].positive[0][1].get("guidance", USUAL_GUIDANCE))
+    if setting == "cache threshold":
+        cache = choices_of(way.model).cache
+        return cache.threshold if cache else 0.0
+    if setting == "context weight":
+        weights = {weight for some in edits[0].positive[0][1].get(REFERENCE_WEIGHTS, ()) for weight in some} or {1.0}
+        return weights.pop() if len(weights) == 1 else "as wired"
+    return {"steps": way.steps, "denoise": way.denoise}[setting]
+
+
+def choices_of(model: Any) -> Choices:
+    """The optimizer's, on a MODEL."""
+    applied = model.get_attachment(optimize.KEY)
+    return applied.choices if applied else Choices()
+
+
+def name_of(model: Any) -> str:
+    """Of the MODEL's file; a precision of the demo's. Raises ValueError where the MODEL is from another loader."""
+    if not isinstance(model.model, KontextModel):
+        raise ValueError(
+            "The MODEL is from another loader; precision compares files that Load Kontext Model opens. Load the model "
+            "with it or with Load Kontext Demo Model."
+        )
+    path = model.model.path
+    names = {FOLDER / file_name: name for name, file_name in TRANSFORMERS.items()}
+    return names.get(path, path.name)

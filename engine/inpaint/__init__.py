@@ -1,0 +1,1 @@
+"""A part of a picture edited at the model's own size and put back."""

@@ -1,0 +1,1 @@
+"""Makes a quantized GGUF of a FLUX.1 safetensors file."""
