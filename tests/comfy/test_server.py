@@ -36,6 +36,7 @@ EDITED = [(256, 256), (312, 256)]  # and the map of what changed, of the others
 SIZES |= {f"kontext_{name}.json": [(256, 256)] for name in ("edit", "lightning", "optimized")}
 LAST_STEPS = {"kontext_lightning.json": 8}  # its LoRA says how many
 LAST_STEPS |= {"kontext_quality_lab.json": 4 * (2 + 1), "kontext_quantize.json": 3 * 2}  # of all pictures
+LAST_STEPS |= {"kontext_premium.json": 3, "kontext_tier_8gb_low_memory.json": 3}  # tiles that are decoded
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
 
