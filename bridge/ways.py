@@ -14,7 +14,7 @@ from ..engine.cache.first_block import FirstBlockSettings
 from ..engine.lab.settings import Value
 from ..engine.tiers.presets import Choices
 from . import lora, optimize, references
-from .demo import FOLDER, TRANSFORMERS, missing, precisions
+from .demo import FOLDER, STORED, TRANSFORMERS, missing, precisions, transformer_file
 from .model import KontextModel, load
 from .paths import MODELS
 from .transformer import REFERENCE_WEIGHTS
@@ -38,7 +38,7 @@ def file_of(name: str) -> Path:
     if name in TRANSFORMERS:
         if gap := missing(name):
             raise ValueError(gap)
-        return FOLDER / TRANSFORMERS[name]
+        return transformer_file(name)
     try:
         return MODELS.path(name)
     except FileNotFoundError:
@@ -131,5 +131,6 @@ def name_of(model: Any) -> str:
             "with it or with Load Kontext Demo Model."
         )
     path = model.model.path
-    names = {FOLDER / file_name: name for name, file_name in TRANSFORMERS.items()}
-    return names.get(path, path.name)
+    shipped = {FOLDER / TRANSFORMERS[name]: name for name in STORED}
+    made = [name for name in TRANSFORMERS if path.name.startswith(f"kontext_demo_{name.lower()}_")]
+    return shipped.get(path) or (made or [path.name])[0]

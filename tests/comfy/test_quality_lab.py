@@ -85,7 +85,7 @@ def test_pictures_are_those_of_comfyui_s_nodes_and_so_is_their_likeness(demo, se
 def test_the_baseline_is_what_is_wired_and_made_once(demo):
     from kontextkit.bridge import optimize
     from kontextkit.bridge.quality_lab import QualityLab
-    from kontextkit.bridge.ways import Way
+    from kontextkit.bridge.ways import CHANGES, Way, name_of
     from kontextkit.engine.cache.first_block import FirstBlockSettings
     from kontextkit.engine.tiers.presets import Choices
 
@@ -99,6 +99,8 @@ def test_the_baseline_is_what_is_wired_and_made_once(demo):
         ("context weight", Way(model, 2), (0.3,), [1.0, 0.3]),
     ):
         assert QualityLab(setting, values, way, edits, [0], vae).values == expected
+    packed = CHANGES["precision"](Way(model), "Q4_K_M")
+    assert (name_of(packed.model), packed.model.model.path.suffix) == ("Q4_K_M", ".gguf")
     lab = QualityLab("steps", (2, 1), Way(model, 2), edits, [0, 1], vae)
     assert lab.n_steps == 2 * 2 * (2 + 1)
     made = [(picture.value, picture.prompt, picture.seed) for picture in lab.run().pictures]
