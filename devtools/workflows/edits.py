@@ -112,7 +112,7 @@ def decode(graph: Graph, sampled: Node, vae: Node, in_tiles: bool = False) -> Ou
 def compare(graph: Graph, before: Output, after: Output) -> None:
     """How much of the picture was kept, at the result's size."""
     graph.group("How much was kept", "green", 4)
-    size = graph.node("GetImageSize", image=after)
+    size = graph.node("GetImageSize", image=after, height_px=120)
     how = {"upscale_method": "area", "width": size["width"], "height": size["height"], "crop": "disabled"}
     scaled = graph.node("ImageScale", image=before, **how)
     graph.node("KontextCompareSSIM", image_a=scaled["IMAGE"], image_b=after, width_px=420, height_px=640)
