@@ -14,7 +14,9 @@ from ..engine.references import cost
 from ..engine.references.plan import Plan
 from ..engine.references.sizes import GRID, MEGAPIXEL
 from ..engine.references.weights import Weights
+from ..engine.tiers.forecast import step_seconds
 from .encoded import encode
+from .machine import machine, product_tflops
 from .transformer import REFERENCE_WEIGHTS
 
 Conditioning = list[list[Any]]
@@ -95,6 +97,9 @@ def forecast(conditioning: Conditioning, plan: Plan) -> list[str]:
     lines.append(
         f"By count a step takes {times:.2f} times as long as without references ({cost.flop(n) / 1e12:.0f} TFLOP)."
     )
+    here = machine()
+    if seconds := step_seconds(n, product_tflops(), here.has_card):
+        lines.append(f"That is about {seconds:.2g} s on {here.name}.")
     device = comfy.model_management.get_torch_device()
     free = comfy.model_management.get_total_memory(device)
     needed = cost.n_bytes(n)

@@ -81,7 +81,7 @@ class KontextStitch(io.ComfyNode):
             "picture stays as it was, bit for bit.",
             search_aliases=["inpaint stitch", "crop and stitch", "uncrop", "paste back", "composite"],
             inputs=[
-                Stitch.Input("stitch", tooltip="From Crop to Mask."),
+                Stitch.Input("stitch", tooltip="From Crop to Mask: the picture, and where the part belongs."),
                 io.Image.Input("image", tooltip="The edited part, of any size."),
                 io.Int.Input(
                     "feather",

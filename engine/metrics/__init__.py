@@ -1,1 +1,1 @@
-"""How alike two pictures are."""
+"""How alike two pictures are, and how good a mask is."""

@@ -104,7 +104,7 @@ def size_of(picture: Tensor) -> str:
 
 
 def regions(windows: Tensor, mask: Tensor | None = None) -> list[tuple[str, float]]:
-    """Mean SSIM by region by name of one picture's map (H - 10, W - 10); a window counts where its middle is.
+    """Mean SSIM of each region, by name, of one picture's map (H - 10, W - 10); a window counts where its middle is.
 
     Without a mask: the cells of a 3x3 grid. With one (H, W): its connected parts, the largest first, and what is left.
     """
@@ -114,6 +114,7 @@ def regions(windows: Tensor, mask: Tensor | None = None) -> list[tuple[str, floa
             (f"row {y + 1}, column {x + 1}", cell.mean().item())
             for y, band in enumerate(windows.tensor_split(N_CELLS, dim=0))
             for x, cell in enumerate(band.tensor_split(N_CELLS, dim=1))
+            if cell.numel()  # a picture of 11 pixels has one window
         ]
     from scipy import ndimage
 
@@ -125,7 +126,7 @@ def regions(windows: Tensor, mask: Tensor | None = None) -> list[tuple[str, floa
     means = torch.zeros_like(areas).index_add_(0, labels, values) / areas.clamp(min=1)
     parts = sorted(range(1, n + 1), key=lambda i: -areas[i].item())[:MOST_PARTS]
     found = [(_part_name(labels.view_as(middle) == i), means[i].item()) for i in parts]
-    return found + ([("outside the mask", means[0].item())] if areas[0] else [])
+    return found + ([("the rest", means[0].item())] if areas[0] else [])
 
 
 def _part_name(part: Tensor) -> str:

@@ -32,12 +32,12 @@ def describe(
         lines += [f"{len(values)} pairs: mean {found.ssim:.4f}, minimum {min(values):.4f} (index {found.worst})."]
         lines += [f"The {MOST_LINES} least alike:"] if len(values) > MOST_LINES else []
         lines += [f"  {i}: {line(found.rows[i])}" for i in sorted(order)]
-    for name, values in perceptual:
-        if isinstance(values, str):
-            lines.append(f"{name}: not computed, {values}.")
+    for name, measures in perceptual:
+        if isinstance(measures, str):
+            lines.append(f"{name}: not computed, {measures}.")
         else:
-            shown = ", ".join(f"{value:.4f}" for value in values[:MOST_LINES])
-            lines.append(f"{name}: {shown}." if len(values) == 1 else f"{name} by index: {shown}.")
+            shown = ", ".join(f"{value:.4f}" for value in measures[:MOST_LINES])
+            lines.append(f"{name}: {shown}." if len(measures) == 1 else f"{name} by index: {shown}.")
     if by_region:
         where = "by region" if len(found.rows) == 1 else f"by region of index {found.worst}, the worst"
         one = None if mask is None else mask[found.worst if len(mask) > 1 else 0]

@@ -108,7 +108,7 @@ def _count(areas: tuple[int, ...], name: str) -> str:
 def describe(m: MaskMeasures, quality: Quality) -> str:
     """The report of one mask: grade, findings, measures."""
     left, top, right, bottom = m.box
-    holes = f", {len(m.holes)} holes of {_areas(m.holes)} pixels" if m.holes else ", no holes"
+    holes = f", holes of {_areas(m.holes)} pixels" if m.holes else ", no holes"
     slopes = " / ".join(f"{slope:.2f}" for slope in m.gradients)
     touches = f"; touches the picture's {', '.join(m.borders)}" if m.borders else ""
     lines = [

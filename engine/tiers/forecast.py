@@ -65,5 +65,10 @@ def forecast(settings: Settings, references: int = 1, tflops: float | None = Non
     """Of one picture at a time. references: pictures of the target's size. tflops: of a plain product there."""
     n = settings.width * settings.height // 256 * (1 + references) + N_TXT
     work = CONTEXT_GB + PASS_GB + n_bytes(n) / 1e9 + LORA_GB * settings.lora
-    seconds = flop(n) / ((CARD_SHARE if has_card else CPU_SHARE) * tflops * 1e12) if tflops else None
+    seconds = step_seconds(n, tflops, has_card)
     return Forecast(settings.model.gb + work, BLOCKS_GB + work, flop(n), seconds)
+
+
+def step_seconds(n_tokens: int, tflops: float | None, has_card: bool) -> float | None:
+    """Of a step that computes so many tokens, text included; None without a speed."""
+    return flop(n_tokens) / ((CARD_SHARE if has_card else CPU_SHARE) * tflops * 1e12) if tflops else None

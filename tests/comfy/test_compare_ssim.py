@@ -171,11 +171,12 @@ def workflow(color_b, side_b=64):
 
 
 def test_a_server_draws_the_map_and_explains_a_wrong_size(server):
-    (png,) = server.run(workflow(0x848484))
-    assert Image.open(io.BytesIO(png)).size == (64 + 56, 64)
+    under_the_node, drawn = (np.asarray(Image.open(io.BytesIO(png))) for png in server.run(workflow(0x848484)))
+    assert drawn.shape == (64, 64 + 56, 3)
+    assert np.array_equal(under_the_node, drawn)
     history = requests.get(f"{server.url}/history", timeout=30).json()
     outputs = list(history.values())[-1]["outputs"]
     assert outputs["5"]["text"][0].startswith("SSIM 0.99")
-    assert {key: len(value) for key, value in outputs["3"].items()} == {"a_images": 1, "b_images": 1}
+    assert {key: len(value) for key, value in outputs["3"].items()} == {"a_images": 1, "b_images": 1, "images": 1}
     with pytest.raises(PromptError, match="image_a has 64x64 pixels, image_b 80x64"):
         server.run(workflow(0x848484, 80))

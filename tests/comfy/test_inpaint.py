@@ -142,7 +142,7 @@ def test_bad_pictures_and_masks_are_refused_in_a_sentence(crop_nodes):
     for bad_image, bad_mask, words in [
         (image, mask * 0, "mask is empty"),
         (image, mask * torch.nan, "mask: 4096 values are NaN"),
-        (image * torch.inf, mask, "image: .* values are NaN or infinite"),
+        (image * torch.inf, mask, r"image: .* values are NaN or infinite"),
         (image, mask[:, :40], r"mask has the shape \[1, 40, 64\]"),
         (image, mask.expand(3, -1, -1), r"mask has the shape \[3, 64, 64\]"),
     ]:

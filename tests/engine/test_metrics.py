@@ -154,13 +154,15 @@ def test_regions_are_the_cells_of_a_grid_or_the_parts_of_a_mask():
     cells = regions(windows[0])
     assert [name for name, _ in cells[:4:3]] == ["row 1, column 1", "row 2, column 1"]
     assert cells[0][1] == pytest.approx(windows[0, :18, :18].mean().item())
+    assert regions(torch.ones(1, 1)) == [("row 1, column 1", 1.0)]
+    assert regions(torch.ones(1, 1), torch.zeros(11, 11)) == [("the rest", 1.0)]
     mask = torch.zeros(64, 64)
     mask[10:20, 10:20] = mask[20:22, 20:30] = 1  # touch at a corner: one part
     mask[40:60, 30:50] = 1
     (largest, value), (second, _), (rest, _) = regions(windows[0], mask)
     assert largest == "part at x 30-49, y 40-58"  # windows' middles end 5 pixels before the border
     assert value == pytest.approx(windows[0, 35:54, 25:45].mean().item())
-    assert (second, rest) == ("part at x 10-29, y 10-21", "outside the mask")
+    assert (second, rest) == ("part at x 10-29, y 10-21", "the rest")
 
 
 def test_the_worst_pair_is_named_by_its_index():
