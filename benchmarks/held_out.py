@@ -22,12 +22,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is made; always by Euler's steps, the schedule `simple`, without a second guidance."""
+    """How a picture is made, without a second guidance. sampler, scheduler: ComfyUI's names."""
 
     steps: int = 28
     guidance: float = 1.0
     size: Size = (256, 256)
     masked: bool = False  # change only where something should change
+    sampler: str = "euler"
+    scheduler: str = "simple"
 
 
 def held_out(n: int) -> dict[str, list[Any]]:
@@ -77,7 +79,7 @@ class Editor:
         start: dict[str, Any] = {"samples": torch.zeros_like(latents[0])}
         if settings.masked:
             start = {"samples": latents[0], "noise_mask": change_mask(references[0], right)}
-        how = (settings.steps, 1.0, "euler", "simple")
+        how = (settings.steps, 1.0, settings.sampler, settings.scheduler)
         (made,) = nodes.common_ksampler(self.model, seed, *how, positive, self.encode([""]), start)
         return self.decode(made["samples"])
 

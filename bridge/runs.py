@@ -27,6 +27,13 @@ def note(**facts: float | int | str) -> None:
         _runs.popitem(last=False)
 
 
+def add(**facts: float) -> None:
+    """The same, where the prompt has sampled before."""
+    running = get_executing_context()
+    if running is not None and running.prompt_id in _runs:
+        _runs[running.prompt_id] |= facts
+
+
 def last() -> list[dict[str, Any]]:
     """Oldest first: ended (Unix seconds), and of what was noted: seconds, steps computed, kept and skipped, peak_gb,
     ssim."""

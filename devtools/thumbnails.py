@@ -35,6 +35,7 @@ def main() -> None:
     titles = {f"tier_{tier.slug}": tier.name for tier in TIERS.values()}
     titles |= {case.slug: case.name.capitalize() for case in USE_CASES.values()}
     titles |= {"multi_reference": "Several pictures into one", "scheduler_study": "Half the steps by another sampler"}
+    titles |= {"quantize": "Quantize a model"}
     for slug, title in titles.items():
         n, place = (MOST, THREE) if slug == "multi_reference" else (1, next(places))
         draw(title, *cut(sheet, place, n)).save(ROOT / "workflows" / f"kontext_{slug}.jpg", quality=85)

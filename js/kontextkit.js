@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { badges } from "./lib/badges.js";
 import { element } from "./lib/dom.js";
-import { machineName, machineSection } from "./lib/machine.js";
+import { installedSection, machineName, machineSection } from "./lib/machine.js";
 import { runsSection } from "./lib/runs.js";
 import { packOf, sorted, workflowsSection } from "./lib/workflows.js";
 
@@ -51,6 +51,7 @@ async function fill(panel) {
     machineSection(facts),
     runsSection(runs),
     workflowsSection(sorted(templates[pack] ?? [], facts.workflows), open),
+    installedSection(facts),
   );
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
+from ..bridge import runs
 from ..bridge.notes import show_here
 from ..bridge.perceptual import clip_similarity, lpips_distance
 from ..engine.metrics.comparison import INSIDE, OUTSIDE, WHOLE, compare, grade
@@ -129,7 +130,10 @@ class KontextCompareSSIM(io.ComfyNode):
         passed, heat = found.rows[found.worst].ssim >= threshold, draw_heat_map(found.map)
         under_slider = (("a_images", a.movedim(1, -1)), ("b_images", b.movedim(1, -1)), ("images", heat))
         shown = {key: ui.PreviewImage(image.float(), cls=cls).as_dict()["images"] for key, image in under_slider}
-        return io.NodeOutput(found.ssim, grade(found.ssim), passed, heat, report, ui=shown)
+        runs.add(ssim=found.ssim)
+        word = grade(found.ssim)
+        shown["kontext_badge"] = [{"grade": word, "text": f"{word} {found.ssim:.3f}"}]
+        return io.NodeOutput(found.ssim, word, passed, heat, report, ui=shown)
 
 
 NODES = [KontextCompareSSIM]

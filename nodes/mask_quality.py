@@ -119,7 +119,9 @@ class KontextMaskQuality(io.ComfyNode):
 
         checked = check(mask, image, Cleaning(threshold, fill_holes, drop_islands, grow, feather), one_done)
         show_here(checked.summary)
-        return io.NodeOutput(checked.mask, checked.grade, checked.score, checked.overlay, checked.report)
+        badge = {"grade": checked.grade, "text": f"{checked.grade} {checked.score:.2f}"}
+        out = checked.mask, checked.grade, checked.score, checked.overlay, checked.report
+        return io.NodeOutput(*out, ui={"kontext_badge": [badge]})
 
 
 NODES = [KontextMaskQuality]

@@ -110,11 +110,12 @@ def decode(graph: Graph, sampled: Node, vae: Node, in_tiles: bool = False) -> Ou
 
 
 def compare(graph: Graph, before: Output, after: Output) -> None:
-    """How much of the picture was kept."""
-    if "KontextCompareSSIM" not in graph.infos:
-        return
-    restored = graph.node("KontextRestoreSize", image=after, original=before)
-    graph.node("KontextCompareSSIM", image_a=before, image_b=restored["IMAGE"], title="How much was kept")
+    """How much of the picture was kept, at the result's size."""
+    graph.group("How much was kept", "green", 4)
+    size = graph.node("GetImageSize", image=after, height_px=120)
+    how = {"upscale_method": "area", "width": size["width"], "height": size["height"], "crop": "disabled"}
+    scaled = graph.node("ImageScale", image=before, **how)
+    graph.node("KontextCompareSSIM", image_a=scaled["IMAGE"], image_b=after, width_px=420, height_px=640)
 
 
 def edit(graph: Graph, tier: str, use_case: str, chosen_settings: Settings, encoder: File, note: str) -> Graph:
@@ -182,11 +183,8 @@ def scheduler_study(graph: Graph) -> Graph:
         sampled = sample(graph, fast["MODEL"], encoded, negative, encoded["LATENT"], **how)
         results.append(decode(graph, sampled, vae))
         graph.node("SaveImage", images=results[-1], filename_prefix=f"{graph.name}_{sampler}", width_px=420)
-    graph.group("How alike", "green", 3)
-    if "KontextCompareSSIM" not in graph.infos:
-        graph.groups.pop()
-    else:
-        graph.node("KontextCompareSSIM", image_a=results[0], image_b=results[1], width_px=420)
+    graph.group("How alike", "green", 5)
+    graph.node("KontextCompareSSIM", image_a=results[0], image_b=results[1], width_px=420, height_px=640)
     read_me(graph, notes.SCHEDULER_STUDY, model, CLIP_L, T5_FP8, VAE)
     return graph
 

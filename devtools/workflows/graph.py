@@ -10,6 +10,7 @@ from typing import Any
 
 Json = dict[str, Any]
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SHOWN_ONLY = ("IMAGECOMPARE",)  # a view on the node, nothing to set
 AUTOGROW = "COMFY_AUTOGROW_V3"
 OPTIONAL = 7  # the editor's shape of such a socket
 NAMESPACE = uuid.UUID("5d0e5c1e-4b0c-4d7e-9a55-6f5a6c1b7d00")
@@ -49,6 +50,8 @@ class Node:
         for part in ("required", "optional"):
             for name, (kind, *rest) in self.info["input"].get(part, {}).items():
                 options = rest[0] if rest else {}
+                if kind in SHOWN_ONLY:
+                    continue
                 if kind != AUTOGROW:
                     yield name, kind, options, part == "optional"
                     continue
@@ -81,7 +84,7 @@ class Node:
         height = SLOT * max(sockets, len(self.info["output"])) + WIDGET * len(widgets) + 10
         height += WIDGET * sum(bool(options.get("control_after_generate")) for options in widgets)
         height += MULTILINE * sum(bool(options.get("multiline")) for options in widgets)
-        height += PICTURE * (self.kind in PICTURES) + 5 * BADGE * (self.kind in TELLING)
+        height += PICTURE * (self.kind in PICTURES) + 10 * BADGE * (self.kind in TELLING)
         return [self.width, height]
 
 

@@ -10,7 +10,7 @@ export function machineName({ kind, name, card_bytes, host_bytes }) {
   return `${name}, ${(bytes / GB).toFixed(1)} GB`;
 }
 
-/** The machine, its tier and why, and what is installed. */
+/** The machine, its tier and why. */
 export function machineSection(facts) {
   return element(
     "section",
@@ -19,6 +19,14 @@ export function machineSection(facts) {
     element("p", {}, machineName(facts.machine)),
     element("p", {}, "Tier: ", element("strong", {}, facts.tier.name)),
     ...facts.reasons.map((reason) => element("p", { class: "kontext-quiet" }, reason)),
+  );
+}
+
+/** What speeds the pack up, whether it is there, and the command that brings it. */
+export function installedSection(facts) {
+  return element(
+    "section",
+    { class: "kontext-installed" },
     element("h3", {}, "Installed"),
     element("table", {}, element("tbody", {}, ...facts.installed.map(row))),
   );

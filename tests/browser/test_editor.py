@@ -41,7 +41,7 @@ def load(page, workflow):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_loads_without_missing_nodes_lost_links_or_errors(one_page, name):
     page, errors = one_page, []
-    page.once("pageerror", errors.append)
+    page.once("pageerror", lambda error: errors.append(str(error)))
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text())
     load(page, workflow)
     loaded = page.evaluate(TYPES)

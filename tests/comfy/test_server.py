@@ -29,11 +29,14 @@ SIZES = {  # of the pictures of the workflows that make more than one
     "kontext_quality_lab.json": [(1215, 342), (338, 826)],
     "kontext_gallery_batch.json": 4 * [(256, 256)],
     "kontext_multi_reference.json": [(1024, 705), (256, 256)],  # the first shows the layout
-    "kontext_scheduler_study.json": 2 * [(256, 256)],
+    "kontext_scheduler_study.json": [(256, 256), (256, 256), (312, 256)],
     "kontext_quantize.json": 3 * [(512, 256)],
 }
+EDITED = [(256, 256), (312, 256)]  # and the map of what changed, of the others
+SIZES |= {f"kontext_{name}.json": [(256, 256)] for name in ("edit", "lightning", "optimized")}
 LAST_STEPS = {"kontext_lightning.json": 8}  # its LoRA says how many
 LAST_STEPS |= {"kontext_quality_lab.json": 4 * (2 + 1), "kontext_quantize.json": 3 * 2}  # of all pictures
+LAST_STEPS |= {"kontext_premium.json": 3, "kontext_tier_8gb_low_memory.json": 3}  # tiles that are decoded
 GRAY, GREEN = (0.56, 0.57, 0.58), (0.17, 0.60, 0.24)  # demo/training/scenes.py
 
 
@@ -64,7 +67,7 @@ def test_a_bundled_workflow_paints_its_pictures(server, name):
         Image.open(io.BytesIO(png)) for png in server.run(workflow, lambda _node, step, _steps: steps.append(step))
     ]
     assert [(picture.format, picture.size) for picture in pictures] == [
-        ("PNG", size) for size in SIZES.get(name, [(256, 256)])
+        ("PNG", size) for size in SIZES.get(name, EDITED)
     ]
     assert all(np.asarray(picture).std() > 10 for picture in pictures)
     assert steps[-1] == LAST_STEPS.get(name, 2)
