@@ -97,8 +97,8 @@ def cpu(shapes: Mapping[str, Shape], folder: Path, full: bool) -> Iterator[dict[
         seconds, used = time.perf_counter() - begin, time.process_time() - used
         spent = done.seconds
         note = (
-            f"encoding; reading {spent.read:.0f} s, writing {spent.write:.0f} s, all {seconds:.0f} s, in which "
-            f"the process had {used / seconds:.1f} cores; {os.cpu_count()} cores; {done.n_bytes} bytes"
+            f"encoding; reading {spent.read:.0f} s, writing {spent.write:.0f} s, all {seconds:.0f} s on "
+            f"{os.cpu_count()} cores, {used:.0f} s of processor time; {done.n_bytes} bytes"
         )
         yield report.row(f"quantize.{qtype.lower()}.cpu_seconds", spent.encode, "s", note, goal if full else None)
         target.unlink()
@@ -178,12 +178,15 @@ def main() -> None:
         rows += sizes(shapes, full)
     if "blocks" in options.parts:
         rows += blocks(64 if options.tiny else 1024)
-    if "cpu" in options.parts:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            rows += cpu(shapes, Path(folder), full)
     if "gpu" in options.parts and torch.cuda.is_available():
         rows += gpu(shapes, full)
-    report.write(options.out, rows, "quantize.py", "--parts", *options.parts, *["--tiny"] * options.tiny)
+    how = ["quantize.py", "--parts", *options.parts, *["--tiny"] * options.tiny]
+    if "cpu" in options.parts:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            for row in cpu(shapes, Path(folder), full):
+                rows.append(row)
+                report.save(options.out, rows, *how)  # it takes an hour
+    report.write(options.out, rows, *how)
 
 
 if __name__ == "__main__":
