@@ -28,7 +28,7 @@ SIZES = {  # of the pictures of the workflows that make more than one
     "kontext_inpaint_crop.json": [(256, 256), (256, 256), (312, 256)],
     "kontext_quality_lab.json": [(1215, 342), (338, 826)],
     "kontext_gallery_batch.json": 4 * [(256, 256)],
-    "kontext_multi_reference.json": [(1024, 705), (256, 256)],  # the first shows the layout
+    "kontext_multi_reference.json": [(1024, 1030), (256, 256)],  # the first shows the layout
     "kontext_scheduler_study.json": [(256, 256), (256, 256), (312, 256)],
     "kontext_quantize.json": 3 * [(512, 256)],
 }
