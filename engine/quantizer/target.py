@@ -61,7 +61,8 @@ def written_whole(target: Path) -> Iterator[Sink]:
     unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
-            _lock(file)
+            with suppress(OSError):  # some network drives know no locks; there debris stays
+                _lock(file)
             yield Sink(file)
             file.flush()
             os.fsync(file.fileno())
