@@ -11,7 +11,10 @@ from . import notes
 from .graph import Graph, Json, Node, Output
 
 PROMPT = "Make it a snowy winter evening. Keep everything else as it is."
-THREE = "Put the object from the second image and the one from the third image into the first image."
+FOUR = (
+    "Put the object from the second image and the one from the third image into the first image, in the colors of the "
+    "fourth image."
+)
 GALLERY = 4  # pictures a run
 TILED = 1536  # pixels a side from which the VAE decodes in tiles
 
@@ -63,21 +66,22 @@ def settings(graph: Graph, tier: str, use_case: str, transformer: Node) -> tuple
     return chosen, fast
 
 
-def pictures(graph: Graph, n: int = 1) -> list[Node]:
+def pictures(graph: Graph, n: int = 1) -> list[Output]:
     """Pictures of the user's own."""
     graph.group("Pictures" if n > 1 else "Picture", "green", 0)
-    titles = ["The first image", "The second image", "The third image"] if n > 1 else ["The picture to edit"]
-    return [graph.node("LoadImage", image="example.png", title=title) for title in titles[:n]]
+    titles = [f"The {word} image" for word in ("first", "second", "third", "fourth")[:n]]
+    titles = titles if n > 1 else ["The picture to edit"]
+    return [graph.node("LoadImage", image="example.png", title=title)["IMAGE"] for title in titles]
 
 
 def instruct(
-    graph: Graph, clip: Node, vae: Node, given: list[Node], prompt: str, chosen: Node, **more: object
+    graph: Graph, clip: Node, vae: Node, given: list[Output], prompt: str, chosen: Node, **more: object
 ) -> tuple[Node, Node]:
     """The encoder of the references, whose latent the sampler starts from, and the negative that is no prompt."""
     graph.group("Instruction", "amber", 2)
     text = graph.node("CLIPTextEncode", clip=clip["CLIP"], text=prompt, title="What to change", width_px=340)
     guided = graph.node("FluxGuidance", conditioning=text["CONDITIONING"], guidance=chosen["guidance"], width_px=340)
-    references = {f"references.image{i}": picture["IMAGE"] for i, picture in enumerate(given)}
+    references = {f"references.image{i}": picture for i, picture in enumerate(given)}
     encoded = graph.node(
         "KontextEncodeReferences",
         conditioning=guided["CONDITIONING"],
@@ -135,7 +139,7 @@ def edit(graph: Graph, tier: str, use_case: str, chosen_settings: Settings, enco
     after = decode(graph, sampled, vae, in_tiles)
     graph.node("SaveImage", images=after, filename_prefix=graph.name, width_px=420)
     if not batch:
-        compare(graph, picture["IMAGE"], after)
+        compare(graph, picture, after)
     read_me(graph, note, chosen_settings.model, *([lora] if lora else []), CLIP_L, encoder, VAE)
     return graph
 
@@ -155,12 +159,13 @@ def of_use_case(graph: Graph, case: UseCase) -> Graph:
 
 
 def multi_reference(graph: Graph) -> Graph:
-    """One picture from three."""
+    """One picture from four, of which the last is of half the weight."""
     model = MODELS["Q4_K_M"]
     transformer, clip, vae = models(graph, model, T5_FP8)
-    given = pictures(graph, 3)
+    *three, fourth = pictures(graph, 4)
+    given = [*three, graph.node("KontextReference", image=fourth, weight=0.5)["reference"]]
     chosen, fast = settings(graph, "auto", "production", transformer)
-    encoded, negative = instruct(graph, clip, vae, given, THREE, chosen, total_megapixels=1.0)
+    encoded, negative = instruct(graph, clip, vae, given, FOUR, chosen, total_megapixels=1.0)
     graph.node("PreviewImage", images=encoded["layout"], title="What the model sees, and where", width_px=340)
     graph.group("Edit", "purple", 3)
     sampled = sample(graph, fast["MODEL"], encoded, negative, encoded["LATENT"], **by(chosen))
