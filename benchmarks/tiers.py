@@ -6,7 +6,7 @@ Transformer, text encoders and VAE are random numbers of the real sizes. The cap
 card's memory but for the cap before ComfyUI starts, and reads how much is free (memory_run.py). Every step is
 computed: with random weights what a cache would skip means nothing. The first prompt loads all files and encodes the
 text; the second has another seed, and is what the next pictures take. A reference of the target's size, batch 1.
---tiny: the demo model in their place and no cap, to try the script.
+--tiny: the demo model in their place, two steps and no cap, to try the script.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def prepared(base: Path, workflow: Json, tiny: bool) -> Json:
     draw_example(base / "input" / "example.png")
     if tiny:
         write_stand_ins(base / "models")
-        workflow = api_with_stand_ins(workflow)
+        workflow = api_with_stand_ins(workflow, 2)
     else:
         write_files(base / "models", workflow)
     for node in workflow.values():

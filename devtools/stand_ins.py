@@ -11,6 +11,7 @@ import filecmp
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def write_stand_ins(models: Path) -> None:
     for path in (models / "diffusion_models" / name for name in names if isinstance(name, str)):
         demo = DEMO_GGUF if path.suffix == ".gguf" else DEMO_TRANSFORMER
         if not (path.exists() and filecmp.cmp(path, demo, shallow=False)):
-            _write(path, lambda unfinished, demo=demo: shutil.copyfile(demo, unfinished))
+            _write(path, partial(shutil.copyfile, demo))
     if not (models / LORA).exists():
         _write(models / LORA, _write_lora)
 

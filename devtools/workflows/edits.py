@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from ...engine.tiers.files import CLIP_L, MODELS, T5_FP8, VAE, File
 from ...engine.tiers.tiers import STANDARD, TIERS, USE_CASES, Settings, Tier, UseCase
@@ -210,7 +211,7 @@ def workflows(infos: Mapping[str, Json]) -> dict[str, Graph]:
         "kontext_scheduler_study": scheduler_study,
     }
     for tier in TIERS.values():
-        makers[f"kontext_tier_{tier.slug}"] = lambda graph, tier=tier: of_tier(graph, tier)
+        makers[f"kontext_tier_{tier.slug}"] = partial(of_tier, tier=tier)
     for case in USE_CASES.values():
-        makers[f"kontext_{case.slug}"] = lambda graph, case=case: of_use_case(graph, case)
+        makers[f"kontext_{case.slug}"] = partial(of_use_case, case=case)
     return {name: make(Graph(name, infos)) for name, make in makers.items()}

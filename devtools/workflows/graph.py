@@ -120,7 +120,7 @@ class Graph:
 
     def node(self, kind: str, /, **inputs: Any) -> Node:
         """A node with its inputs by name, `__` in a name standing for a dot; title, models, width, height as Node's."""
-        own = {key: inputs.pop(key) for key in ("title", "models") if key in inputs}
+        own: dict[str, Any] = {key: inputs.pop(key) for key in ("title", "models") if key in inputs}
         own |= {key: inputs.pop(f"{key}_px") for key in ("width", "height") if f"{key}_px" in inputs}
         given = {name.replace("__", "."): value for name, value in inputs.items()}
         node = Node(len(self.nodes) + 1, kind, self.infos[kind], given, **own)
@@ -178,7 +178,7 @@ class Graph:
 
     def _shown_inputs(self, node: Node, links: list[list[Any]], starts: dict[tuple[int, int], list[int]]) -> list[Json]:
         """The sockets, then the widgets; links are added to `links` and `starts`."""
-        inputs = []
+        inputs: list[Json] = []
         for name, kind, _, optional in sorted(node.declared(), key=lambda each: is_widget(each[1])):
             if not name:  # a note's text
                 continue
@@ -256,8 +256,8 @@ def as_lines(workflow: Json) -> str:
     lines = []
     for key, value in workflow.items():
         if key in ("nodes", "links", "groups"):
-            rows = ",\n".join(f"  {json.dumps(each)}" for each in value)
-            lines.append(f' "{key}": [\n{rows}\n ]')
+            block = ",\n".join(f"  {json.dumps(each)}" for each in value)
+            lines.append(f' "{key}": [\n{block}\n ]')
         else:
             lines.append(f' "{key}": {json.dumps(value)}')
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from kontextkit.devtools.environment import NEWEST
 from kontextkit.devtools.generate import generated
 from kontextkit.devtools.locale import OF_THIS_MACHINE
 from kontextkit.engine.tiers.files import FILES
@@ -20,8 +21,12 @@ def infos(server):
 
 
 def test_workflows_and_locale_are_what_their_descriptions_and_schemas_say(infos):
-    """Where this fails: python devtools/generate.py"""
+    """Where this fails: python devtools/generate.py. Older releases draw some core nodes with other sockets."""
+    import comfyui_version
+
     for path, text in generated(infos).items():
+        if comfyui_version.__version__ != NEWEST and Path(path).parent.name == "workflows":
+            continue
         assert json.loads((ROOT / path).read_text()) == json.loads(text), path
 
 
