@@ -68,15 +68,21 @@ def _product(x: Quantized, weight: Fp8Weight, bias: Tensor | None, dtype: torch.
 
 
 def convert(linear: QuantLinear, dtype: torch.dtype) -> Fp8Weight:
-    """A Linear's weight where it lies, decoded some rows at a time; its bias in the compute dtype `dtype`."""
-    data = torch.empty(linear.out_features, linear.in_features, dtype=E4M3, device=linear.weight.device)
-    scale = torch.empty(1, linear.out_features, device=data.device)
+    """A Linear's weight where it lies, decoded some rows at a time; its bias in the compute dtype `dtype`.
+
+    A scaled fp8 weight is taken as it is, with its one scale for every row.
+    """
+    bias = None if linear.bias is None else linear.bias.to(dtype)
+    scale = torch.ones(1, linear.out_features, device=linear.weight.device)
+    if linear.weight.dtype == E4M3:
+        return Fp8Weight(linear.weight.data, scale if linear.scale is None else scale * linear.scale.to(scale), bias)
+    data = torch.empty(linear.out_features, linear.in_features, dtype=E4M3, device=scale.device)
     n_rows = max(1, PART // linear.in_features)
     for start in range(0, linear.out_features, n_rows):
         part = slice(start, start + n_rows)
-        quantized, scales = quantize(linear.decode(linear.weight[part], torch.float32))
-        data[part], scale[0, part] = quantized, scales[:, 0]
-    return Fp8Weight(data, scale, None if linear.bias is None else linear.bias.to(dtype))
+        data[part], scales = quantize(linear.decode(linear.weight[part], torch.float32))
+        scale[0, part] = scales[:, 0]
+    return Fp8Weight(data, scale, bias)
 
 
 @contextmanager
@@ -93,8 +99,8 @@ def attached(linears: Iterable[QuantLinear], dtype: torch.dtype) -> Iterator[Non
 
 
 def n_bytes(linears: Iterable[QuantLinear]) -> int:
-    """What their FP8 weights take."""
-    return sum(linear.out_features * (linear.in_features + 4) for linear in linears)
+    """What their FP8 weights take beside those that they have."""
+    return sum(linear.out_features * linear.in_features for linear in linears if linear.weight.dtype != E4M3)
 
 
 def fits(linear: QuantLinear) -> bool:

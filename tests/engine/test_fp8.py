@@ -22,7 +22,7 @@ def rounded(x):
     return (y / step).round() * step * scale
 
 
-def linear_of(qtype, n_out=48, n_in=256, dtype=torch.bfloat16):
+def linear_of(qtype, n_out=48, n_in=256):
     bias = random(n_out, seed=5)
     packed_bias = PackedTensor(bias, "F32", (n_out,))
     if qtype == "BF16":
@@ -41,7 +41,8 @@ def test_a_product_is_that_of_the_rounded_rows(qtype, dtype, part, monkeypatch):
     monkeypatch.setattr(fp8, "PART", part)
     linear, x = linear_of(qtype), random(2, 5, 256, seed=2).to(dtype)
     weight = linear.decode(linear.weight, torch.float32)
-    expected = rounded(x.flatten(0, 1)) @ rounded(weight).T + linear.bias.to(dtype).double()
+    right = weight.double() if qtype == "F8_E4M3" else rounded(weight)  # such a file's numbers are taken as they are
+    expected = rounded(x.flatten(0, 1)) @ right.T + linear.bias.to(dtype).double()
     loaded = linear(x)
     with fp8.attached([linear], dtype):
         ours = linear(x)
@@ -132,9 +133,14 @@ def test_all_linears_of_tokens_and_no_others_are_in_fp8(build):
     }
     assert token_linears(model).keys() < of_blocks
     assert len(token_linears(model)) == 2 * 12 + 3 * 5
-    assert fp8.n_bytes(token_linears(model).values()) == sum(
-        each.weight.numel() + 4 * each.out_features for each in token_linears(model).values()
-    )
+
+
+def test_the_forecast_is_what_is_made():
+    for qtype in ("BF16", "F8_E4M3", "Q4_K"):
+        linear = linear_of(qtype)
+        with fp8.attached([linear], torch.float32):
+            made = 0 if linear.fp8.data.data_ptr() == linear.weight.data_ptr() else linear.fp8.data.nbytes
+        assert fp8.n_bytes([linear]) == made == (0 if qtype == "F8_E4M3" else 48 * 256)
 
 
 @pytest.mark.parametrize("kind", KINDS)
