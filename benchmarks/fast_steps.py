@@ -10,13 +10,13 @@ fast   what the demo model's edits compute under the preset, FAST_MAP of referen
        of these the preset computes the references at 0, 5 and 23
 eleven steps 0, 1, 2, 4, 6, 9, 12, 16, 20, 24, 27, references at the first two of them alone
 
-Parts in the order of their weight; what is not done after M minutes is left out, and a failure costs its own rows alone.
+The most important parts come first; what is not done after M minutes is left out, and a failure costs its own rows
+alone.
 With --tiny and no card, FP8 products are emulated, so that the script can be tried.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -38,7 +38,9 @@ NEVER = 1000  # an interval
 
 
 class FastBench(ReferenceBench):
-    """The parts."""
+    """The parts. made: what the last run said of its FP8 weights."""
+
+    made = ""
 
     def everything(self) -> None:
         """The most important first."""
@@ -67,7 +69,7 @@ class FastBench(ReferenceBench):
             notes = optimized.last.notes if optimized.last else [optimized.report]
             if choices.precision != "as loaded" and not any(note.startswith("Products in FP8") for note in notes):
                 raise RuntimeError(" ".join(notes))
-            self.notes = " ".join(notes)
+            self.made = " ".join(note for note in notes if "made in" in note) or self.made
             return made
 
         return run
@@ -110,17 +112,16 @@ class FastBench(ReferenceBench):
 
         kept = ReferenceSettings(n_first=1, interval=NEVER)
         ways = {
-            "fp8_full": (self.way(self.choices("quality", precision="fp8")), "computed", 185),
-            "bf16_full": (self.way(self.choices("quality")), "computed", 255),
-            "reuse": (self.way(self.choices("quality", precision="fp8", references=kept)), "without references", 100),
+            "fp8_full": (self.choices("quality", precision="fp8"), "computed", "in FP8", 185),
+            "bf16_full": (self.choices("quality"), "computed", "as loaded", 255),
+            "reuse": (self.choices("quality", precision="fp8", references=kept), "without references", "in FP8", 100),
         }
-        runs = self.in_turns({name: way for name, (way, *_) in ways.items()}, self.few)
-        for name, (_, kind, goal) in ways.items():
+        runs = self.in_turns({name: self.way(choices) for name, (choices, *_) in ways.items()}, self.few)
+        for name, (_, kind, words, goal) in ways.items():
             every = [ms for run in runs[name] for ms, of in zip(run.step_ms, run.kinds[1:], strict=True) if of == kind]
-            note = f"median of {len(every)} steps, compiled, {'FP8, references kept' if name == 'reuse' else name[:4]}"
+            note = f"median of {len(every)} steps {kind}, products {words}"
             self.stages.add(report.row(f"fast.{name}_step_ms", median(every), "ms", note, goal))
-            if name == "fp8_full":
-                print(f"           {self.notes}", flush=True)
+        print(f"           {self.made}", flush=True)
 
     @property
     def few(self) -> int:
