@@ -33,6 +33,15 @@ def linears_of(model):
     return token_linears(model.model.diffusion_model.transformer).values()
 
 
+def test_preset_custom_takes_it(model, optimize_node, has_fp8):
+    from kontextkit.bridge.optimize import KEY
+
+    changed, report = optimize_node.execute(model, "custom", 0.0, compile="off", precision="fp8").result
+    assert changed.get_attachment(KEY).choices.precision == "fp8"
+    words = "Products in the blocks are in FP8, by weights made at the start of each run."
+    assert report.splitlines() == ["Every step is computed.", words]
+
+
 def test_the_picture_is_near_and_nothing_is_left(model, said, has_fp8):
     expected = k_sampler(model)
     ours = k_sampler(in_fp8(model))
