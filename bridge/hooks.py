@@ -35,13 +35,13 @@ class ComfyHooks(BlockHooks):
         control: dict[str, Any] | None,
         prefetch: Prefetch,
         shapes: tuple[object, ...] = (),
-        kept_bytes: int = 0,
+        kept_bytes: tuple[int, int] = (0, 0),
         runs: Runs = (),
     ):
         """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches.
 
-        kept_bytes: what keys and values of its references take, 0 where they cannot be kept. runs: of its
-        references' keys.
+        kept_bytes: what keys and values of its references take, as they are and in FP8, 0 where they cannot be kept.
+        runs: of its references' keys.
         """
         self.options = transformer_options.copy()
         self.control = control or {}
@@ -49,10 +49,10 @@ class ComfyHooks(BlockHooks):
         self.runs = runs
         self.run: SamplingRun | None = transformer_options.get(RUN)
         if self.run is not None:
-            self.caches = self.run.cached(transformer_options, shapes)
+            self.caches = self.run.cached(transformer_options, shapes, kept_bytes)
             self.parts, self.cache = self.run.parts, self.caches.blocks
             if not self.patches("attn1_patch"):  # such a patch wants q and k as they are before rotation, of all tokens
-                self.references = self.caches.references if self.run.has_room(kept_bytes) else None
+                self.references = self.caches.references
                 self.rotates = self.run.compiles or self.references is not None
 
     def timed(self) -> AbstractContextManager[None]:

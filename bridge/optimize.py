@@ -13,16 +13,19 @@ from typing import Any
 import comfy.model_management
 import folder_paths
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
 from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import n_graphs, triton_missing
-from ..engine.tiers.presets import AUTO, Choices
+from ..engine.quant import fp8
+from ..engine.tiers.presets import AS_LOADED, AUTO, FP8, Choices
 from . import runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
 from .notes import show
 from .patcher import is_dynamic
+from .precision import products
 from .run import KEY as RUN
 from .run import OVERRIDE, SamplingRun
 
@@ -51,8 +54,8 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     if choices.target_ssim and vae is None:
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
     resolved, lines = resolve(choices)
-    whole = resolved.compile != "off" and is_dynamic(patcher)  # no graph can hold weights that come over inside it
-    clone = patcher.get_non_dynamic_delegate() if whole else patcher.clone()
+    whole = resolved.compile != "off" or resolved.precision == FP8  # weights that come over in a Linear are no use
+    clone = patcher.get_non_dynamic_delegate() if whole and is_dynamic(patcher) else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, around_run), (WrappersMP.SAMPLER_SAMPLE, around_sampler)):
         clone.remove_wrappers_with_key(kind, KEY)
@@ -75,6 +78,9 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
         choices = replace(choices, attention="comfyui")
         lines.append(f"Attention is ComfyUI's: {reason}.")
+    if choices.precision == FP8 and (reason := fp8.why_not(device)):
+        choices = replace(choices, precision=AS_LOADED)
+        lines.append(f"Products as loaded: {reason}.")
     cache = choices.cache
     if cache is not None and cache.threshold > 0:
         words = f"Steps are skipped where the first block changes by less than {cache.threshold:g}"
@@ -89,6 +95,8 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
     if choices.attention != "comfyui":
         which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention
         lines.append(f"Attention: {which}.")
+    if choices.precision == FP8:
+        lines.append("Products in the blocks are in FP8, by weights made at the start of each run.")
     return choices, lines
 
 
@@ -109,6 +117,7 @@ def around_sampler(
     sigmas: Any,
     extra_args: dict[str, Any],
     callback: Any,
+    noise: Tensor,
     *rest: Any,
     **more: Any,
 ) -> Any:
@@ -124,8 +133,8 @@ def around_sampler(
         stored = compile_cache(choices.compile)
         if applied.node_id is not None and not n_graphs():
             show("Compiling the blocks: the first step takes longer.", applied.node_id)
-    with run.going():
-        result = sample(guider, sigmas, extra_args, run.after_step(callback), *rest, **more)
+    with run.going(), products(run, guider, noise.shape):
+        result = sample(guider, sigmas, extra_args, run.after_step(callback), noise, *rest, **more)
     if run.compiles and run.n_graphs and not run.failed.reason:
         stored.save()
     tell(run.report(), applied.node_id)

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..engine.attention.backends import BACKENDS, fastest
 from ..engine.cache.first_block import FirstBlockCache
-from ..engine.cache.references import ReferenceCache
+from ..engine.cache.references import ReferenceCache, ReferenceSettings
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, n_graphs, recompiles_allowed
 from ..engine.tiers.presets import AUTO, Choices
@@ -56,7 +56,8 @@ class SamplingRun:
         self.failed = CompileFailed()
         self.parts = Parts() if choices.compile == "off" else compiled_parts(choices.compile, self.failed)
         self.attention_used = ""
-        self.room: bool | None = None
+        self.kept: ReferenceSettings | None = None
+        self.room_asked = False
         self.notes: list[str] = []
         self.passes: list[tuple[str, Callable[[], float]]] = []  # kind, its seconds, read at the end
         self.n_graphs = 0
@@ -103,10 +104,13 @@ class SamplingRun:
 
         return count
 
-    def cached(self, options: dict[str, Any], shapes: tuple[object, ...]) -> Caches:
+    def cached(
+        self, options: dict[str, Any], shapes: tuple[object, ...], kept_bytes: tuple[int, int] = (0, 0)
+    ) -> Caches:
         """The caches of the condition that runs, known by its id, its place in the batch and all shapes.
 
-        A sampler that asks for several velocities a step has a series for each.
+        A sampler that asks for several velocities a step has a series for each. kept_bytes: what keeping its references
+        takes, as they are and in FP8; 0 where there is nothing to keep.
         """
         condition = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()), *shapes)
         key = (self.n_evaluations[condition], *condition)
@@ -114,22 +118,24 @@ class SamplingRun:
         if key not in self.caches:
             c = self.choices
             blocks = FirstBlockCache(c.cache, self.n_steps) if c.cache and c.cache.may_skip else None
-            references = ReferenceCache(c.references) if c.references and c.references.interval > 1 else None
-            self.caches[key] = Caches(blocks, references)
+            kept = self.keeps(*kept_bytes) if c.references and c.references.interval > 1 else None
+            self.caches[key] = Caches(blocks, ReferenceCache(kept) if kept else None)
         caches, step = self.caches[key], min(self.step, self.n_steps - 1)
         if caches.blocks:
             caches.blocks.at(step, self.sigmas[step])
         return caches
 
-    def has_room(self, kept_bytes: int) -> bool:
-        """Whether there are references to keep, and memory for them; asked once a run."""
-        if kept_bytes and self.room is None:
-            free = comfy.model_management.get_free_memory(self.device)
-            self.room = kept_bytes < SHARE_OF_FREE * free
-            if not self.room:
-                sizes = f"{kept_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-                self.notes.append(f"References are computed at every step: keeping them would take {sizes}.")
-        return bool(kept_bytes and self.room)
+    def keeps(self, n_bytes: int, fp8_bytes: int) -> ReferenceSettings | None:
+        """How references are kept, by the memory that is free when it is first asked; None: not at all."""
+        if n_bytes and not self.room_asked and self.choices.references:
+            self.room_asked, free = True, comfy.model_management.get_free_memory(self.device)
+            fits = [size < SHARE_OF_FREE * free for size in (n_bytes, fp8_bytes)]
+            self.kept = replace(self.choices.references, fp8=not fits[0]) if any(fits) else None
+            if not fits[0]:
+                way = f"are kept in FP8 ({fp8_bytes / 1e9:.1f} GB)" if fits[1] else "are computed at every step"
+                sizes = f"{n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+                self.notes.append(f"References {way}: as computed they would take {sizes}.")
+        return self.kept if n_bytes else None
 
     @contextmanager
     def timed(self, caches: Caches) -> Iterator[None]:

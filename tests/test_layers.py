@@ -25,7 +25,7 @@ INSIDE_ENGINE = {
     "checkpoint": {"errors", "gguf", "quant"},
     "flux": {"errors", "checkpoint", "quant"},
     "text_encoders": {"errors", "checkpoint", "quant"},
-    "lora": {"errors", "checkpoint", "flux"},
+    "lora": {"errors", "checkpoint", "flux", "quant"},
     "words": set(),
     "metrics": set(),
     "inpaint": set(),

@@ -16,18 +16,33 @@ from torch import Tensor
 @dataclass(frozen=True)
 class ReferenceSettings:
     """n_first: computed steps at the start of a run that compute the references too; interval: afterwards every
-    so many computed steps they are computed anew. Interval 1 keeps nothing."""
+    so many computed steps they are computed anew. Interval 1 keeps nothing. fp8: they are kept in 8 bits."""
 
     n_first: int = 2
     interval: int = 4
+    fp8: bool = False
+
+
+class InFp8:
+    """Keys or values (B, heads, L, head_dim) in float8_e4m3fn, with a scale for each head."""
+
+    def __init__(self, x: Tensor):
+        kind = torch.float8_e4m3fn
+        largest = x.abs().amax(dim=(2, 3), keepdim=True).float()
+        self.scale = (largest / torch.finfo(kind).max).clamp_min(torch.finfo(torch.float32).tiny)
+        self.data = (x / self.scale).to(kind)
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """As they were but for rounding."""
+        return (self.data.float() * self.scale).to(dtype)
 
 
 class ReferenceCache:
-    """One condition's references in one run. Memory: 2 * blocks * references' tokens * width numbers."""
+    """One condition's references in one run. Memory: see `n_bytes`."""
 
     def __init__(self, settings: ReferenceSettings):
         self.settings = settings
-        self.kept: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self.kept: dict[Hashable, tuple[Tensor | InFp8, ...]] = {}
         self.n_computed = self.n_since_refresh = 0
         self.reuses = False
         self.n_own = 0
@@ -47,13 +62,14 @@ class ReferenceCache:
     def keys_values(self, block: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated k and v (B, heads, L, head_dim) of a block, with the kept ones of the references where left out."""
         if self.reuses:
-            k_kept, v_kept = self.kept[block]
+            k_kept, v_kept = (kept.to(k.dtype) for kept in self.kept[block])
             return torch.cat((k, k_kept), dim=2), torch.cat((v, v_kept), dim=2)
         if self.settings.interval > 1:
-            self.kept[block] = k[:, :, self.n_own :].clone(), v[:, :, self.n_own :].clone()
+            keep = InFp8 if self.settings.fp8 else Tensor.clone
+            self.kept[block] = tuple(keep(each[:, :, self.n_own :]) for each in (k, v))
         return k, v
 
 
 def n_bytes(n_tokens: int, batch: int, width: int, n_blocks: int, itemsize: int) -> int:
-    """What keeping so many reference tokens takes."""
+    """What keeping so many reference tokens takes, itemsize bytes a number: in FP8 one, the few scales left out."""
     return 2 * n_tokens * batch * width * n_blocks * itemsize

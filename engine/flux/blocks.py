@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..quant.fp8 import multiply
 from .rope import rotate
 
 Module: TypeAlias = Any  # a diffusers module; nn.Module hides the types of what it holds
@@ -85,6 +86,16 @@ class Parts:
         return self.single_out(block, x, attend(*qkv), kept)
 
 
+def token_linears(transformer: Module) -> dict[str, Module]:
+    """The Linears that multiply tokens, by name: all of the blocks but modulations, which see one vector a step."""
+    return {
+        f"{kind}.{name}": module
+        for kind in ("transformer_blocks", "single_transformer_blocks")
+        for name, module in transformer.get_submodule(kind).named_modules()
+        if hasattr(module, "in_features") and "norm" not in name
+    }
+
+
 def rotated(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Qkv:
     """q, k, v, the first two rotated where there is something to rotate by."""
     return (q, k, v) if pe is None else (rotate(q, pe), rotate(k, pe), v)
@@ -104,8 +115,16 @@ def heads(
     attn: Module, projections: tuple[Module, ...], x: Tensor, norm_q: Module, norm_k: Module
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (B, L, D) -> q, k, v (B, heads, L, head_dim), q and k of unit root mean square times their weight."""
-    q, k, v = (projection(x).unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for projection in projections)
+    q, k, v = (y.unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for y in products(projections, x))
     return rms_norm(q, norm_q), rms_norm(k, norm_k), v
+
+
+def products(linears: tuple[Module, ...], x: Tensor) -> list[Tensor]:
+    """What each Linear gives for the one x, which FP8 quantizes once where no LoRA needs it as it is."""
+    weights = [getattr(linear, "fp8", None) for linear in linears]
+    if any(weight is None for weight in weights) or any(linear.branch is not None for linear in linears):
+        return [linear(x) for linear in linears]
+    return multiply(x, *weights)
 
 
 def rms_norm(x: Tensor, norm: Module) -> Tensor:

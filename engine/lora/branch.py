@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..quant.fp8 import Fp8Weight, multiply
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -55,14 +57,20 @@ class LoraBranch:
             y = y + part(flat, None)
         return y
 
-    def finish(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """y (N, out), x (..., in), weight (out, in) -> (..., out), in the memory of y."""
+    def finish(self, y: Tensor, x: Tensor, weight: Tensor | Fp8Weight) -> Tensor:
+        """y (N, out), x (..., in), weight (out, in) -> (..., out); without FP8 in the memory of y."""
         flat = x.reshape(-1, x.shape[-1])
         if self.rows is not None:
-            y = torch.addcmul(y, F.linear(flat, weight), self.rows)
+            y = torch.addcmul(y, product(flat, weight), self.rows)
         if self.columns is not None:
             flat = torch.addcmul(flat, flat, self.columns)
-        return add_product(y, flat, weight).view(*x.shape[:-1], weight.shape[0])
+        y = y + product(flat, weight) if isinstance(weight, Fp8Weight) else add_product(y, flat, weight)
+        return y.view(*x.shape[:-1], y.shape[1])
+
+
+def product(x: Tensor, weight: Tensor | Fp8Weight) -> Tensor:
+    """x (N, in) -> x weight^T (N, out)."""
+    return multiply(x, weight, bias=False)[0] if isinstance(weight, Fp8Weight) else F.linear(x, weight)
 
 
 def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:

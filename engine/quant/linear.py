@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fp8 import Fp8Weight, multiply
 from .packed import PackedTensor, decode
 
 
@@ -22,15 +23,16 @@ class Branch(Protocol):
     def begin(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (N, out_features): the branch's part, and the bias."""
 
-    def finish(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The whole result (..., out_features) from what `begin` gave and the decoded weight."""
+    def finish(self, y: Tensor, x: Tensor, weight: Tensor | Fp8Weight) -> Tensor:
+        """The whole result (..., out_features) from what `begin` gave and the weight, decoded or in FP8."""
 
 
 class QuantLinear(nn.Module):
     """y = x W^T + b with W kept as it lies in its file and decoded to x's dtype for each product.
 
     weight: parameter holding `PackedTensor.data`, never trained; bias: (out_features,) or None.
-    branch: None, or what takes the product over. It belongs to a run, not to the layer, so it is no submodule.
+    branch: None, or what takes the product over. fp8: None, or the weight to multiply by instead. Both belong to a
+        run, not to the layer, so they are no submodules.
     """
 
     scale: Tensor | None
@@ -43,7 +45,9 @@ class QuantLinear(nn.Module):
         self.weight = nn.Parameter(weight.data, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.as_floats(), requires_grad=False)
         self.register_buffer("scale", weight.scale)
-        self.branch: Branch | None = None  # here and not on the class, where torch.compile guards the two differently
+        # here and not on the class, where torch.compile guards something and nothing differently
+        self.branch: Branch | None = None
+        self.fp8: Fp8Weight | None = None
 
     def decode(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Packed `weight` -> (out_features, in_features) of `dtype` on the same device."""
@@ -53,7 +57,11 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features), in x's dtype."""
         if self.branch is not None:
-            return self.branch.finish(self.branch.begin(x), x, self.decode(self.weight, x.dtype))
+            begun = self.branch.begin(x)
+            weight = self.decode(self.weight, x.dtype) if self.fp8 is None else self.fp8
+            return self.branch.finish(begun, x, weight)
+        if self.fp8 is not None:
+            return multiply(x, self.fp8)[0]
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.decode(self.weight, x.dtype), bias)
 

@@ -9,6 +9,7 @@ from ..cache.references import ReferenceSettings
 
 COMPILE_MODES = ("auto", "off", "default", "max-autotune-no-cudagraphs")
 AUTO = "auto"
+PRECISIONS = AS_LOADED, FP8 = ("as loaded", "fp8")
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Choices:
     """cache: None computes every step. compile: one of COMPILE_MODES. attention: a name of `engine.attention`.
 
     target_ssim: above 0, the threshold is found that keeps a picture so alike to the one with every step computed.
-    references: None computes them at every step.
+    references: None computes them at every step. precision: one of PRECISIONS, of the products in the blocks.
     """
 
     cache: FirstBlockSettings | None = None
@@ -24,6 +25,7 @@ class Choices:
     attention: str = "comfyui"
     target_ssim: float = 0.0
     references: ReferenceSettings | None = None
+    precision: str = AS_LOADED
 
 
 PRESETS = {

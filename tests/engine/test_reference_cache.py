@@ -96,10 +96,25 @@ def test_skipped_steps_do_not_count_and_see_target_tokens_alone(velocity):
     assert kinds == [(5, "F"), (1, "r"), (1, "r"), (5, "r"), (5, "r"), (5, "F")]
 
 
-def test_interval_1_keeps_nothing(velocity):
+def test_interval_1_keeps_nothing_and_changes_no_bit(velocity):
     references = ReferenceCache(ReferenceSettings(interval=1))
-    velocity(Hooks(references), 0.7)
+    for sigma in (0.7, 0.5, 0.3):
+        assert torch.equal(velocity(Hooks(references), sigma), velocity(Hooks(), sigma))
     assert references.kept == {}
+
+
+def test_in_fp8_they_take_a_quarter_and_give_nearly_the_same(velocity):
+    whole, small = (ReferenceCache(ReferenceSettings(n_first=1, interval=9, fp8=fp8)) for fp8 in (False, True))
+    for each in (whole, small):
+        velocity(Hooks(each), 0.7)
+    expected = velocity(Hooks(whole), 0.6)
+    assert 0 < error(velocity(Hooks(small), 0.6), expected) < 0.01
+    for block, pair in small.kept.items():
+        for kept, right in zip(pair, whole.kept[block], strict=True):
+            assert 0 < error(kept.to(torch.float32), right) < 0.04  # 3 bits of mantissa
+            assert error(kept.data.float() * kept.scale, kept.to(torch.float32)) == 0
+    n = n_bytes(N_REFERENCES, batch=1, width=256, n_blocks=5, itemsize=1)
+    assert sum(k.data.nbytes + v.data.nbytes for k, v in small.kept.values()) == n
 
 
 def test_the_forecast_is_what_is_kept(velocity):

@@ -1,0 +1,205 @@
+"""FP8 products and the preset fast at full size, against eager BF16 diffusers and against themselves without.
+
+    COMFYUI_PATH=... python benchmarks/fast_steps.py [--tiny] [--minutes M] [--rounds N] [--folder FOLDER] [--out FILE]
+
+Random weights, everything on the card, 28 steps of euler at 1024x1024, 512 text tokens, one 1024x1024 reference where
+nothing else is said; a run's seconds hold the making of its FP8 weights. With random weights it means nothing which
+steps a cache would skip, so they are fixed, of 28:
+
+fast   what the demo model's edits compute under the preset, FAST_MAP of references_steps.py: 0, 5, 10, 15, 20, 23, 26;
+       of these the preset computes the references at 0, 5 and 23
+eleven steps 0, 1, 2, 4, 6, 9, 12, 16, 20, 24, 27, references at the first two of them alone
+
+The most important parts come first; what is not done after M minutes is left out, and a failure costs its own rows
+alone.
+With --tiny and no card, FP8 products are emulated, so that the script can be tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import report
+import torch
+from optimize_peers import Diffusers
+from random_files import DEVICE, base_file
+from references_steps import BUDGET, FAST_MAP, ReferenceBench
+from sampling import Optimized
+from stages import Stages
+from timed_runs import Sample, Timed, timed
+from torch import Tensor
+
+ELEVEN_MAP = (0, 1, 2, 4, 6, 9, 12, 16, 20, 24, 27)
+FEW_STEPS = 8
+NEVER = 1000  # an interval
+
+
+class FastBench(ReferenceBench):
+    """The parts. made: what the last run said of its FP8 weights."""
+
+    made = ""
+
+    def everything(self) -> None:
+        """The most important first."""
+        if not self.stages.run("weights, on the card", self.load, ("fast.speedup",), "times"):
+            return
+        self.stages.run("whole runs", self.whole_runs, ("fast.speedup",), "times")
+        self.stages.run("single steps", self.single_steps, ("fast.fp8_full_step_ms", "fast.reuse_step_ms"))
+        self.stages.run("error", self.error, ("fast.fp8_error",), "relative")
+        self.stages.run("six references", self.six_references, ("fast.six_refs_ratio",), "times")
+        self.stages.run("Q4_K_M", self.packed, ("fast.q4_k_m.ratio",), "times")
+
+    def choices(self, preset: str, steps: tuple[int, ...] = FAST_MAP, **changes: Any) -> Any:
+        """A preset's, with the map where it skips."""
+        from kontextkit.engine.tiers.presets import PRESETS
+
+        choices = replace(PRESETS[preset], **changes)
+        computed = tuple(step for step in steps if step < self.n_steps)
+        return replace(choices, cache=replace(choices.cache, computed=computed)) if choices.cache else choices
+
+    def way(self, choices: Any, given: list[list[Any]] | None = None, patcher: Any = None) -> Sample:
+        """What samples with our MODEL. Raises RuntimeError where FP8 was chosen and could not be."""
+        optimized = Optimized(patcher or self.ours, choices)
+
+        def run(n_steps: int, after_step: Any) -> tuple[Tensor, list[str]]:
+            made = optimized.sample(self.noise, n_steps, given or self.conditioning, lambda *_: after_step())
+            notes = optimized.last.notes if optimized.last else [optimized.report]
+            if choices.precision != "as loaded" and not any(note.startswith("Products in FP8") for note in notes):
+                raise RuntimeError(" ".join(notes))
+            self.made = " ".join(note for note in notes if "made in" in note) or self.made
+            return made
+
+        return run
+
+    def in_turns(self, ways: dict[str, Sample], n_steps: int) -> dict[str, list[Timed]]:
+        """Each warmed up by a whole run, then --rounds on the clock in turns."""
+        runs: dict[str, list[Timed]] = {name: [] for name in ways}
+        for turn in range(1 + self.options.rounds):
+            for name, sample in ways.items():
+                runs[name].append(timed(sample, n_steps))
+                print(f"           {name}: {runs[name][-1].seconds:.3f} s{'' if turn else ', warming up'}", flush=True)
+        return {name: each[1:] for name, each in runs.items()}
+
+    def whole_runs(self) -> None:
+        """Ours by both maps against diffusers."""
+        from kontextkit.engine.cache.references import ReferenceSettings
+
+        frozen = ReferenceSettings(n_first=2, interval=NEVER)
+        ways = {
+            "diffusers": Diffusers(self.ours, self.arguments).plain(),
+            "fast": self.way(self.choices("fast", precision="fp8")),
+            "eleven": self.way(self.choices("fast", ELEVEN_MAP, precision="fp8", references=frozen)),
+            "as_loaded": self.way(self.choices("fast")),
+        }
+        runs = self.in_turns(ways, self.n_steps)
+        base = seconds(runs.pop("diffusers"))
+        self.stages.add(report.row("fast.diffusers_seconds", base, "s", f"eager, BF16, {self.n_steps} steps"))
+        for name, some in runs.items():
+            row = "fast" if name == "fast" else f"fast.{name}"
+            kinds = [f"{some[0].kinds.count(kind)} {kind}" for kind in dict.fromkeys(some[0].kinds)]
+            spread = f"{len(some)} runs, {min(r.seconds for r in some):.3f} to {max(r.seconds for r in some):.3f} s"
+            note = f"{', '.join(kinds)}; {spread}"
+            self.stages.add(report.row(f"{row}.seconds", seconds(some), "s", note))
+            goal = 8.0 if name == "fast" else None
+            self.stages.add(report.row(f"{row}.speedup", base / seconds(some), "times", note, goal, "higher"))
+
+    def single_steps(self) -> None:
+        """Full ones in FP8 and as loaded, and those with kept references."""
+        from kontextkit.engine.cache.references import ReferenceSettings
+
+        kept = ReferenceSettings(n_first=1, interval=NEVER)
+        ways = {
+            "fp8_full": (self.choices("quality", precision="fp8"), "computed", "in FP8", 185),
+            "bf16_full": (self.choices("quality"), "computed", "as loaded", 255),
+            "reuse": (self.choices("quality", precision="fp8", references=kept), "without references", "in FP8", 100),
+        }
+        runs = self.in_turns({name: self.way(choices) for name, (choices, *_) in ways.items()}, self.few)
+        for name, (_, kind, words, goal) in ways.items():
+            every = [ms for run in runs[name] for ms, of in zip(run.step_ms, run.kinds[1:], strict=True) if of == kind]
+            note = f"median of {len(every)} steps {kind}, products {words}"
+            self.stages.add(report.row(f"fast.{name}_step_ms", median(every), "ms", note, goal))
+        print(f"           {self.made}", flush=True)
+
+    @property
+    def few(self) -> int:
+        """Steps of a run that is only looked at step by step."""
+        return min(FEW_STEPS, self.n_steps)
+
+    def error(self) -> None:
+        """Of one forward pass, eager, over the same weights."""
+        from kontextkit.engine.flux.blocks import token_linears
+        from kontextkit.engine.quant import fp8
+
+        model = self.ours.model.diffusion_model
+        right = model(**self.arguments).float()
+        with fp8.attached(token_linears(model.transformer).values(), self.noise.dtype):
+            ours = model(**self.arguments).float()
+        error = ((ours - right).norm() / right.norm()).item()
+        note = "velocity of one pass with FP8 products against the same as loaded, random weights"
+        self.stages.add(report.row("fast.fp8_error", error, "relative", note, 0.02))
+
+    def six_references(self) -> None:
+        """Of full size against one with nothing spared, and within a budget against one."""
+        fast, full = self.choices("fast", precision="fp8"), self.choices("quality", precision="fp8")
+        ways = {
+            "one, nothing spared": self.way(full, self.conditioned(1)),
+            "one, fast": self.way(fast, self.conditioned(1)),
+            "six, fast": self.way(fast, self.conditioned(6)),
+            "six in two megapixels, fast": self.way(fast, self.conditioned(6, BUDGET)),
+        }
+        runs = {name: seconds(some) for name, some in self.in_turns(ways, self.n_steps).items()}
+        for row, goal, above, below in [
+            ("fast.six_refs_ratio", 0.65, "six, fast", "one, nothing spared"),
+            ("fast.six_refs_budget_ratio", 1.18, "six in two megapixels, fast", "one, fast"),
+        ]:
+            note = f"{above} ({runs[above]:.3f} s) over {below} ({runs[below]:.3f} s), all in FP8"
+            self.stages.add(report.row(row, runs[above] / runs[below], "times", note, goal))
+
+    def packed(self) -> None:
+        """A Q4_K_M file against BF16 weights, whole runs, the worst of three modes."""
+        packed = self.loaded(base_file(self.folder, self.shapes, "Q4_K_M"))
+        ratios = {}
+        for name, choices, n_steps in [
+            ("fast in FP8", self.choices("fast", precision="fp8"), self.n_steps),
+            ("quality in FP8", self.choices("quality", precision="fp8"), self.few),
+            ("quality", self.choices("quality"), self.few),
+        ]:
+            runs = self.in_turns({"bf16": self.way(choices), "q4": self.way(choices, patcher=packed)}, n_steps)
+            ratios[f"{name}, {n_steps} steps"] = seconds(runs["q4"]) / seconds(runs["bf16"])
+            each = "; ".join(f"{mode} {ratio:.3f}" for mode, ratio in ratios.items())
+            note = f"the worst of whole runs over those of BF16 weights: {each}"
+            self.stages.add(report.row("fast.q4_k_m.ratio", max(ratios.values()), "times", note, 1.05))
+
+
+def seconds(runs: list[Timed]) -> float:
+    """Of a run."""
+    return median(run.seconds for run in runs)
+
+
+def main() -> None:
+    """Command line."""
+    parser = report.parser(__doc__, "fast_steps.json")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--minutes", type=float, default=8.5, help="after which the rest is left out")
+    parser.add_argument("--rounds", type=int, default=3, help="runs on the clock")
+    parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
+    options = parser.parse_args()
+    report.tiny_variant(options)
+    report.import_comfyui()
+    report.import_pack()
+    if options.tiny and DEVICE == "cpu":
+        from kontextkit.engine.quant import fp8
+
+        fp8.why_not = lambda device: ""
+    command = ("fast_steps.py", *["--tiny"] * options.tiny, "--rounds", str(options.rounds))
+    stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
+    with report.private_caches(cold=False), report.folder(options) as folder, torch.inference_mode():
+        FastBench(stages, options, folder).everything()
+    report.show(list(stages.rows.values()), notes=options.tiny)
+
+
+if __name__ == "__main__":
+    main()
