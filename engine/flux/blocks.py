@@ -121,8 +121,8 @@ def heads(
 
 def products(linears: tuple[Module, ...], x: Tensor) -> list[Tensor]:
     """What each Linear gives for the one x, which FP8 quantizes once where no LoRA needs it as it is."""
-    weights = [getattr(linear, "fp8", None) for linear in linears]
-    if any(weight is None for weight in weights) or any(linear.branch is not None for linear in linears):
+    weights = [linear.fp8 for linear in linears if getattr(linear, "fp8", None) is not None]
+    if len(weights) < len(linears) or any(linear.branch is not None for linear in linears):
         return [linear(x) for linear in linears]
     return multiply(x, *weights)
 
