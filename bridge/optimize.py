@@ -19,7 +19,7 @@ from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import n_graphs, triton_missing
 from ..engine.quant import fp8
-from ..engine.tiers.presets import AS_LOADED, AUTO, FP8, Choices
+from ..engine.tiers.presets import AUTO, FP8, Choices
 from . import runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
@@ -54,7 +54,8 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     if choices.target_ssim and vae is None:
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
     resolved, lines = resolve(choices)
-    whole = resolved.compile != "off" or resolved.precision == FP8  # weights that come over in a Linear are no use
+    in_fp8 = resolved.precision == FP8 and not fp8.why_not(patcher.load_device)
+    whole = resolved.compile != "off" or in_fp8  # weights that come over inside a Linear are no use to these
     clone = patcher.get_non_dynamic_delegate() if whole and is_dynamic(patcher) else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, around_run), (WrappersMP.SAMPLER_SAMPLE, around_sampler)):
@@ -78,9 +79,6 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
         choices = replace(choices, attention="comfyui")
         lines.append(f"Attention is ComfyUI's: {reason}.")
-    if choices.precision == FP8 and (reason := fp8.why_not(device)):
-        choices = replace(choices, precision=AS_LOADED)
-        lines.append(f"Products as loaded: {reason}.")
     cache = choices.cache
     if cache is not None and cache.threshold > 0:
         words = f"Steps are skipped where the first block changes by less than {cache.threshold:g}"
@@ -96,7 +94,9 @@ def resolve(choices: Choices) -> tuple[Choices, list[str]]:
         which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention
         lines.append(f"Attention: {which}.")
     if choices.precision == FP8:
-        lines.append("Products in the blocks are in FP8, by weights made at the start of each run.")
+        reason = fp8.why_not(device)
+        words = "Products in the blocks are in FP8, by weights made at the start of each run."
+        lines.append(f"Products run as loaded, not in FP8: {reason}." if reason else words)
     return choices, lines
 
 

@@ -108,8 +108,9 @@ def test_without_such_a_card_the_node_says_so_and_changes_nothing(model, optimiz
         model, "custom", threshold=0.0, attention="comfyui", compile="off", precision="fp8"
     ).result
     reason = "FP8 products need an NVIDIA card of the 40 series (Ada), Hopper or newer"
-    assert report == f"Products as loaded: {reason}.\nEvery step is computed."
+    assert report == f"Every step is computed.\nProducts run as loaded, not in FP8: {reason}."
     assert torch.equal(k_sampler(changed), k_sampler(model))
+    assert said.texts[-1].splitlines()[-1] == f"Products ran as loaded, not in FP8: {reason}."
 
 
 def not_in_fp8(model, said):
