@@ -7,12 +7,11 @@ import re
 import pytest
 import requests
 from kontextkit.devtools.server import PromptError
-from kontextkit.devtools.stand_ins import TRANSFORMER
 from kontextkit.engine.gguf import read_header
 from server_notes import notes
 
 NAMES = ["filename", "report", "comparison"]
-MODEL = TRANSFORMER.split("/")[1]
+MODEL = "flux1-dev-kontext_fp8_scaled.safetensors"  # a stand-in
 
 
 def workflow(filename, qtype="Q4_K_M", model_name=MODEL, **more):
