@@ -109,7 +109,8 @@ def plan(references: Sequence[Reference], size: Size, layout: str, total_megapix
     places = place_references(target, latents, "index" if layout == "index" else "offset")
     placed = []
     for each, its_size, place in zip(seen, sizes, places, strict=True):
-        pixels, weights = bring_to(each.picture, its_size, fit), (each.weight,)
+        pixels = bring_to(each.picture, its_size, fit)
+        weights: Weights = (each.weight,)
         if each.mask is not None:
             kept = token_mask(each.mask, its_size, fit).flatten().tolist()
             weights = tuple(each.weight if keep else 0.0 for keep in kept)

@@ -170,6 +170,9 @@ def workflow(color_b, side_b=64):
     }
 
 
+SHOWN = {"a_images": 1, "b_images": 1, "images": 1, "kontext_badge": 1}
+
+
 def test_a_server_draws_the_map_and_explains_a_wrong_size(server):
     under_the_node, drawn = (np.asarray(Image.open(io.BytesIO(png))) for png in server.run(workflow(0x848484)))
     assert drawn.shape == (64, 64 + 56, 3)
@@ -177,6 +180,6 @@ def test_a_server_draws_the_map_and_explains_a_wrong_size(server):
     history = requests.get(f"{server.url}/history", timeout=30).json()
     outputs = list(history.values())[-1]["outputs"]
     assert outputs["5"]["text"][0].startswith("SSIM 0.99")
-    assert {key: len(value) for key, value in outputs["3"].items()} == {"a_images": 1, "b_images": 1, "images": 1}
+    assert {key: len(value) for key, value in outputs["3"].items()} == SHOWN
     with pytest.raises(PromptError, match="image_a has 64x64 pixels, image_b 80x64"):
         server.run(workflow(0x848484, 80))
