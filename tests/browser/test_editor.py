@@ -16,15 +16,13 @@ TYPES = "() => app.graph.nodes.map(node => [node.type, node.type in LiteGraph.re
 SHOWING = "app.graph.nodes.filter(node => ['PreviewImage', 'SaveImage'].includes(node.type))"
 OF_PREVIEW_ANY = {"previewMode", "preview_text", "preview_markdown"}  # what older front-ends send along
 NO_GGUF = "This workflow is missing models"  # older front-ends say so of a .gguf file that is there
-SIZES = {
-    "kontext_tier_12gb": [[256, 256]],
+SIZES = {  # of the pictures of some workflows; test_server.py runs every one
     "kontext_demo": [[256, 256], [256, 256], [520, 256]],
     "kontext_edit": [[256, 256]],
+    "kontext_inpaint": [[256, 256], [256, 256]],
+    "kontext_quality_lab": [[338, 826]],
+    "kontext_tier_12gb": [[256, 256]],
 }
-SIZES["kontext_inpaint"] = SIZES["kontext_inpaint_crop"] = [[256, 256], [256, 256]]
-SIZES["kontext_quality_lab"] = [[338, 826]]
-SIZES["kontext_lightning"] = SIZES["kontext_optimized"] = SIZES["kontext_edit"]
-SIZES["kontext_quantize"] = [[512, 256]]
 
 
 def complaints(page):
