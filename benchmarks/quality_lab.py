@@ -4,7 +4,7 @@
 
 Held-out edits one at a time, 28 steps, euler, simple, guidance 1. Every picture of an edit is made before the next edit
 begins, so that whatever else the machine does meets all settings; after each edit the rows, and a plot of every
-setting, are written. Goals are the guide's own figures. Q5_K, Q4_K and Q3_K are packed by ggml's C code for this run.
+setting, are written. Goals are the guide's own figures.
 
 --times measures speed instead, of the settings that change it, on one edit: seconds of the processor where there is no
 card, which other work on the machine hardly moves (set OMP_NUM_THREADS=1).
@@ -12,11 +12,7 @@ card, which other work on the machine hardly moves (set OMP_NUM_THREADS=1).
 
 from __future__ import annotations
 
-import ctypes
-import tempfile
 import time
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import held_out
@@ -24,7 +20,7 @@ import report
 import torch
 
 CLAIMS = {  # the guide's, the lower end of each: SSIM to the usual picture, or to the context
-    "precision": {"Q5_K": 0.965, "Q4_K": 0.95, "Q3_K": 0.935},
+    "precision": {"Q5_K_M": 0.965, "Q4_K_M": 0.95, "Q3_K_M": 0.935},
     "steps": {20: 0.92, 16: 0.88, 12: 0.82, 8: 0.70},
     "guidance": {2.0: 0.88, 3.5: 0.90, 5.0: 0.92, 7.0: 0.91, 9.0: 0.88},
 }
@@ -37,9 +33,6 @@ SPEED_CLAIMS = {  # of settings that change the time
     "steps": {20: 1.33, 16: 1.75, 12: 2.33, 8: 3.5, 4: 7.0},
     "cache threshold": {0.05: 1.18, 0.12: 1.82, 0.25: 2.1},
 }
-QTYPES = ("Q5_K", "Q4_K", "Q3_K")
-SAMPLERS = {"euler_28": ("euler", 28), "euler_14": ("euler", 14), "dpmpp_2m_14": ("dpmpp_2m", 14)}
-REFERENCE_STEPS = 100
 TURNS = 2  # of --times
 TINY = {"steps": (2,), "guidance": (2.0,), "denoise": (0.5,), "cache threshold": (0.5,), "context weight": (0.3,)}
 
@@ -47,29 +40,21 @@ TINY = {"steps": (2,), "guidance": (2.0,), "denoise": (0.5,), "cache threshold":
 class Lab:
     """The ways to make a picture, and what came of them."""
 
-    def __init__(self, folder: Path, tiny: bool):
-        from kontextkit.bridge.demo import STORED, load_demo
-        from kontextkit.bridge.ways import CHANGES, Way, file_of
+    def __init__(self, tiny: bool):
+        from kontextkit.bridge.demo import TRANSFORMERS, load_demo
+        from kontextkit.bridge.ways import CHANGES, Way
         from kontextkit.engine.lab.settings import SETTINGS
 
         model, self.clip, self.vae = load_demo("BF16")
-        files = {qtype: folder / f"{qtype}.gguf" for qtype in QTYPES}
-        for qtype, path in files.items():
-            pack(path, qtype)
         steps, self.size = (4, (64, 64)) if tiny else (28, (256, 256))
-        self.way = Way(model, steps, find=lambda name: files.get(name) or file_of(name))
+        self.way = Way(model, steps)
         values: dict[str, tuple[Any, ...]] = {name: SETTINGS[name].values for name in CHANGES} | (TINY if tiny else {})
-        values["precision"] = tuple(name for name in (*STORED, *files) if name != "BF16")
+        values["precision"] = tuple(name for name in TRANSFORMERS if name != "BF16")
         self.ways = {
             (name, value): change(self.way, value) for name, change in CHANGES.items() for value in values[name]
         }
-        n_reference = 8 if tiny else REFERENCE_STEPS
-        self.others = {"reference": replace(self.way, steps=n_reference)}
-        for name, (sampler, n) in SAMPLERS.items():
-            self.others[name] = replace(self.way, sampler=sampler, steps=2 if tiny else n)
         self.pictures: dict[str, list[Any]] = {name: [] for name in CHANGES}
         self.success: dict[tuple[str, Any], list[bool]] = {}
-        self.scheduler: dict[str, list[float]] = {}
 
     def case(self, number: int, edit: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """An edit ready to be sampled, the picture to edit and the right one (1, 3, H, W)."""
@@ -125,19 +110,6 @@ class Lab:
             note(name, usual(name, self.way, [case]), plain, plain_seconds)
         for (name, value), way in self.ways.items():
             note(name, value, *make(way))
-        self.compare_samplers(plain, {name: make(way) for name, way in self.others.items()})
-
-    def compare_samplers(self, plain: torch.Tensor, made: dict[str, Any]) -> None:
-        """SSIM of each to the picture of very many steps and to Euler's of 28, and seconds."""
-        from kontextkit.bridge.quality_lab import likeness
-
-        reference, _ = made.pop("reference")
-        for name, (picture, seconds) in made.items():
-            figures = {"ssim_to_100": likeness(reference, picture), "seconds": seconds}
-            if name != "euler_28":
-                figures["ssim_to_euler_28"] = likeness(plain, picture)
-            for measure, figure in figures.items():
-                self.scheduler.setdefault(f"{name}.{measure}", []).append(figure)
 
     def sweeps(self) -> list[Any]:
         """One for each setting."""
@@ -147,7 +119,7 @@ class Lab:
 
     def rows(self) -> list[dict[str, Any]]:
         """Of everything so far."""
-        return [row for sweep in self.sweeps() for row in self.rows_of(sweep)] + self.sampler_rows()
+        return [row for sweep in self.sweeps() for row in self.rows_of(sweep)]
 
     def rows_of(self, sweep: Any) -> list[dict[str, Any]]:
         """Mean, lowest, success; the baseline has success, seconds and the likeness to the context."""
@@ -173,49 +145,11 @@ class Lab:
                 rows.append(report.row(f"{stem}.{measure}", figure, unit, words_, goal, better))
         return rows
 
-    def sampler_rows(self) -> list[dict[str, Any]]:
-        """Of the comparison of samplers."""
-        rows = []
-        for name, figures in self.scheduler.items():
-            values = torch.tensor(figures, dtype=torch.float64)
-            if name.endswith("seconds"):
-                rows.append(report.row(f"scheduler.{name}", values.median().item(), "s", "median, beside other work"))
-            else:
-                note = f"mean; lowest {values.min():.4f}, {len(values)} edits"
-                rows.append(report.row(f"scheduler.{name}", values.mean().item(), "SSIM", note, better="higher"))
-        return rows
-
 
 def words(value: Any) -> str:
     """As a part of a row's name."""
     text = value if isinstance(value, str) else f"{value:g}"
     return text.lower().replace(".", "_").replace(" ", "_")
-
-
-def pack(path: Path, qtype: str) -> None:
-    """The demo's transformer with its blocks in a K-quant, by ggml: the matrices that its Q8_0 file packs."""
-    import ggml
-    import gguf
-    import numpy as np
-    from kontextkit.bridge.demo import FOLDER, TRANSFORMERS
-    from safetensors.torch import load_file
-
-    kind = gguf.GGMLQuantizationType[qtype]
-    packed = {each.name for each in gguf.GGUFReader(FOLDER / TRANSFORMERS["Q8_0"]).tensors if each.tensor_type == 8}
-    writer = gguf.GGUFWriter(path, "flux")
-    for name, tensor in load_file(FOLDER / TRANSFORMERS["BF16"]).items():
-        values = np.ascontiguousarray(tensor.float().numpy())
-        if name not in packed:
-            writer.add_tensor(name, values)
-            continue
-        rows = np.zeros(gguf.quant_shape_to_byte_shape(values.shape, kind), dtype=np.uint8)
-        source = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        ggml.ggml_quantize_chunk(int(kind), source, ctypes.c_void_p(rows.ctypes.data), 0, *values.shape, None)
-        writer.add_tensor(name, rows, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def in_turns(n: int) -> list[Any]:
@@ -240,8 +174,8 @@ def main() -> None:
 
     usual = options.out.parent == report.RESULTS
     plots, begin = report.ROOT / "docs" if usual else options.out.parent, time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        lab = Lab(Path(folder), options.tiny)
+    with torch.inference_mode():
+        lab = Lab(options.tiny)
         if options.times:
             report.write(options.out, lab.times(in_turns(1)[0]), "quality_lab.py", "--times")
             return
