@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..engine.cache.calibration import THRESHOLDS, find_threshold
 from ..engine.metrics.ssim import ssim
+from ..engine.pace import time_left
 from ..engine.tiers.presets import Choices
 from .lora import applied as applied_loras
 from .notes import show_here
-from .progress import time_left
 
 CHOICES = "kontextkit.choices"  # in a run's transformer_options: what a trial does instead of the node's choices
 N_KNOWN = 32

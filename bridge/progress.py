@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 
+from ..engine.pace import time_left
 from .notes import show_here
 
 QUIET, EVERY = 2.0, 1.0  # seconds before the first words, and between them
@@ -33,8 +34,3 @@ class Progress:
             self.last = took
             left = took / (done - self.first) * (self.total - done)
             show_here(f"{self.words}\n{time_left(left)}")
-
-
-def time_left(seconds: float) -> str:
-    """Rounded, in words."""
-    return f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"

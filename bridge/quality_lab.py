@@ -21,6 +21,7 @@ from ..engine.lab.settings import Value, shown
 from ..engine.lab.sweep import Picture, Sweep
 from ..engine.lab.table import comma_separated, markdown, raw
 from ..engine.metrics.ssim import ssim
+from ..engine.pace import time_left
 from . import lora
 from .calibration import pictures
 from .references import LATENTS
@@ -228,7 +229,7 @@ class Progress:
         taken = time.perf_counter() - self.begin
         left = taken / max(1, self.steps_done) * (self.n_steps - self.steps_done)
         self.bar.update_absolute(self.steps_done, preview=("JPEG", tile, TILE))
-        self.report(f"{what}: {self.pictures_done} of {self.n_pictures} pictures, about {left:.0f} s left")
+        self.report(f"{what}: {self.pictures_done} of {self.n_pictures} pictures, {time_left(left)}")
 
 
 def sample(way: Way, edit: Edit, seed: int, after_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:

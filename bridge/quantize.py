@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..engine.errors import QuantizeError
 from ..engine.metrics.ssim import ssim
-from ..engine.quantizer.pace import Pace
+from ..engine.pace import Pace
 from ..engine.quantizer.run import quantize
 from ..engine.quantizer.source import find_parts, stem_of
 from . import lora as loras

@@ -20,6 +20,7 @@ MAY_IMPORT = {
 }
 INSIDE_ENGINE = {
     "errors": set(),
+    "pace": set(),
     "gguf": {"errors"},
     "quant": {"errors"},
     "checkpoint": {"errors", "gguf", "quant"},
@@ -35,7 +36,7 @@ INSIDE_ENGINE = {
     "tiers": {"cache", "references"},
     "training": {"errors", "flux", "lora", "quant"},
     "lab": set(),
-    "quantizer": {"errors", "checkpoint", "flux", "gguf", "lora", "quant"},
+    "quantizer": {"errors", "pace", "checkpoint", "flux", "gguf", "lora", "quant"},
 }
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 

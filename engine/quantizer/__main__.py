@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError, QuantizeError
+from ..pace import Pace
 from .mixes import MIXES
-from .pace import Pace
 from .run import quantize
 from .source import find_parts, stem_of
 

@@ -22,9 +22,10 @@ class Pace:
             return ""
         self.last = now
         rate = done / max(now - self.begin, 1e-9)
-        left = f", {_duration((total - done) / rate)} left" if done else ""
+        left = f", {time_left((total - done) / rate)}" if done else ""
         return f"{self.what}: {done / total:.0%}, {rate / 1e6:.1f} million weights a second{left}"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+def time_left(seconds: float) -> str:
+    """Rounded, in words."""
+    return f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"
