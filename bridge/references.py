@@ -14,7 +14,7 @@ from ..engine.references import cost
 from ..engine.references.plan import Plan
 from ..engine.references.sizes import GRID, MEGAPIXEL
 from ..engine.references.weights import Weights
-from ..engine.tiers.forecast import step_seconds
+from ..engine.tiers.forecast import BLOCKS_GB, pass_gb, step_seconds
 from .encoded import encode
 from .machine import machine, product_tflops
 from .transformer import REFERENCE_WEIGHTS
@@ -40,13 +40,14 @@ def with_references(
     conditioning: Conditioning, latents: Sequence[Tensor], weights: Sequence[Weights], layout: str
 ) -> Conditioning:
     """The conditioning with these references after those it has. weights: of each one's tokens."""
+    if not latents:
+        return conditioning
     method = {METHOD: "index" if layout == "index" else "offset"}
     out = []
     for context, values in node_helpers.conditioning_set_values(conditioning, method):
         had = list(values.get(LATENTS, ()))
         their = [*values.get(REFERENCE_WEIGHTS, ()), *[()] * len(had)][: len(had)]
-        more = {LATENTS: [*had, *latents], REFERENCE_WEIGHTS: (*their, *weights)}
-        out.append([context, values | (more if latents else {})])
+        out.append([context, values | {LATENTS: [*had, *latents], REFERENCE_WEIGHTS: (*their, *weights)}])
     return out
 
 
@@ -100,14 +101,12 @@ def forecast(conditioning: Conditioning, plan: Plan) -> list[str]:
     here = machine()
     if seconds := step_seconds(n, product_tflops(), here.has_card):
         lines.append(f"That is about {seconds:.2g} s on {here.name}.")
-    device = comfy.model_management.get_torch_device()
-    free = comfy.model_management.get_total_memory(device)
-    needed = cost.n_bytes(n)
-    lines.append(f"Memory beside the weights: about {needed / 1e9:.1f} GB.")
-    if needed > free:
-        fit = (cost.n_that_fit(free) - plan.n_target - n_txt) * GRID * GRID / MEGAPIXEL
+    there = (here.card_bytes or here.host_bytes) / 1e9
+    lines.append(f"Memory beside the weights: about {pass_gb(n):.1f} GB.")
+    if (too_much := BLOCKS_GB + pass_gb(n) - there) > 0:
+        fit = (plan.n_references - cost.n_that_take(too_much * 1e9)) * GRID * GRID / MEGAPIXEL // 0.1 / 10
         lines.append(
-            f"That is more than the {free / 1e9:.1f} GB there are: "
-            + (f"set total_megapixels to {fit:.1f} or less." if fit > 0.1 else "make the result smaller.")
+            f"With the {BLOCKS_GB:g} GB of weights that must be there at a time this is more than the {there:.1f} GB "
+            "there are: " + (f"set total_megapixels to {fit:.1f} or less." if fit > 0.1 else "make the result smaller.")
         )
     return lines

@@ -7,6 +7,8 @@ weights: 0.12 MB a token, from the peak of one step at 1024x1024 with one refere
 
 from __future__ import annotations
 
+import math
+
 FLOP_A_TOKEN = 12.9e9
 FLOP_A_PAIR = 0.70e6
 BYTES_A_TOKEN = 0.12e6
@@ -28,6 +30,6 @@ def n_bytes(n_tokens: int) -> float:
     return n_tokens * BYTES_A_TOKEN
 
 
-def n_that_fit(free_bytes: float) -> int:
-    """Tokens for whose step so much memory is enough."""
-    return int(free_bytes / BYTES_A_TOKEN)
+def n_that_take(memory: float) -> int:
+    """Tokens that take so much memory, at least."""
+    return math.ceil(memory / BYTES_A_TOKEN)

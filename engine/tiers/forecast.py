@@ -64,9 +64,14 @@ class Forecast:
 def forecast(settings: Settings, references: int = 1, tflops: float | None = None, has_card: bool = True) -> Forecast:
     """Of one picture at a time. references: pictures of the target's size. tflops: of a plain product there."""
     n = settings.width * settings.height // 256 * (1 + references) + N_TXT
-    work = CONTEXT_GB + PASS_GB + n_bytes(n) / 1e9 + LORA_GB * settings.lora
+    work = pass_gb(n) + LORA_GB * settings.lora
     seconds = step_seconds(n, tflops, has_card)
     return Forecast(settings.model.gb + work, BLOCKS_GB + work, flop(n), seconds)
+
+
+def pass_gb(n_tokens: int) -> float:
+    """What a step over so many tokens, text included, takes of a card beside the weights."""
+    return CONTEXT_GB + PASS_GB + n_bytes(n_tokens) / 1e9
 
 
 def step_seconds(n_tokens: int, tflops: float | None, has_card: bool) -> float | None:

@@ -9,6 +9,7 @@ from kontextkit.engine.cache.references import ReferenceSettings
 from kontextkit.engine.references.plan import Reference, plan
 from kontextkit.engine.references.sizes import MEGAPIXEL
 from kontextkit.engine.references.weights import arrange, full_runs
+from kontextkit.engine.tiers.detect import Machine
 from optimized import SKIPS, optimized
 from oracle import DEVICE, conditioning, error, inputs, k_sampler
 
@@ -253,17 +254,16 @@ def test_a_latent_is_known_by_the_vae_s_weights(counted):
 
 
 def test_the_report_says_what_does_not_fit_before_sampling(comfyui, monkeypatch):
-    import comfy.model_management as management
-    from kontextkit.bridge.references import forecast
+    from kontextkit.bridge import references
 
-    monkeypatch.setattr(management, "get_total_memory", lambda *_: 1.6e9)
+    monkeypatch.setattr(references, "machine", lambda: Machine("cuda", "a card", int(4e9), int(16e9)))
     full_size = [[torch.zeros(1, 512, 4096), {}]]
     pictures = [Reference(picture(seed=seed)) for seed in range(4)]
-    words = "\n".join(forecast(full_size, plan(pictures, (1024, 1024), "offset", 0, "pad")))
-    assert "about 2.5 GB" in words
-    assert re.search(r"That is about [\d.e+]+ s on ", words)
-    assert "more than the 1.6 GB there are: set total_megapixels to 2.1 or less" in words
-    words = "\n".join(forecast(full_size, plan(pictures, (1024, 1024), "offset", 2.1, "pad")))
+    words = "\n".join(references.forecast(full_size, plan(pictures, (1024, 1024), "offset", 0, "pad")))
+    assert "Memory beside the weights: about 3.9 GB." in words
+    assert re.search(r"That is about [\d.e+]+ s on a card", words)
+    assert "more than the 4.0 GB there are: set total_megapixels to 2.2 or less" in words
+    words = "\n".join(references.forecast(full_size, plan(pictures, (1024, 1024), "offset", 2.2, "pad")))
     assert "times as long as without references" in words
     assert "more than" not in words
 
