@@ -19,8 +19,8 @@ def browser() -> Iterator[Any]:
         yield playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM") or None, args=QUIET)
 
 
-def opened(browser: Any, url: str) -> Page:
-    page = browser.new_page(viewport={"width": 1680, "height": 1000})
+def opened(browser: Any, url: str, width: int = 1680, height: int = 1000) -> Page:
+    page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(url)
     page.wait_for_function("() => window.app?.graph && window.app.extensionManager", timeout=90_000)
     page.wait_for_function("() => window.LiteGraph?.registered_node_types?.KontextLoadModel", timeout=30_000)
@@ -36,8 +36,8 @@ def page(browser: Any, server: Any) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def one_page(browser: Any, server: Any) -> Iterator[Page]:
-    """For tests that only read, one after the other."""
-    page = opened(browser, server.url)
+    """For tests that only read, one after the other; small, since every pixel is drawn by the processor."""
+    page = opened(browser, server.url, 640, 400)
     yield page
     page.close()
 
