@@ -10,9 +10,10 @@ import node_helpers
 import torch
 from torch import Tensor
 
+from ..engine.flux.positions import GRID
 from ..engine.references import cost
 from ..engine.references.plan import Plan
-from ..engine.references.sizes import GRID, MEGAPIXEL
+from ..engine.references.sizes import MEGAPIXEL
 from ..engine.references.weights import Weights
 from ..engine.tiers.forecast import BLOCKS_GB, pass_gb, step_seconds
 from .encoded import encode

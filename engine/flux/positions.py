@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PATCH = 2  # latent pixels along the side of a token
+GRID = 8 * PATCH  # pixels along it: the VAE makes eight one
 METHODS = ("offset", "index", "uxo")
 
 Size = tuple[int, int]  # height and width in latent pixels

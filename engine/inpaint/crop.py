@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GRID = 16  # pixels: 8 of the VAE times the transformer's patch of 2
+from ..flux.positions import GRID
+
 RING = 24  # pixels outside the mask, of the whole picture, by which colors are matched
 FLAT = 0.02  # standard deviation of a ring, below which it says nothing about contrast
 FURTHEST_GAIN = 1.25  # of contrast, or its inverse

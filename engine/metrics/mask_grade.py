@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .mask_measures import TOKEN, MaskMeasures
+from ..flux.positions import GRID
+from .mask_measures import MaskMeasures
 
 HIGH, STANDARD, POOR = "high", "standard", "poor"
 LEAST_HIGH, LEAST_STANDARD = 0.85, 0.6  # of the score
@@ -82,12 +83,12 @@ def _findings(m: MaskMeasures) -> list[str]:
         )
     if m.token_share == 0:
         found.append(
-            f"Nowhere does the mask cover one of the {TOKEN}x{TOKEN} squares that the model works in; so thin a "
+            f"Nowhere does the mask cover one of the {GRID}x{GRID} squares that the model works in; so thin a "
             "change may not come. Grow it, or crop to it (Crop to Mask), which enlarges it."
         )
-    if m.width % TOKEN or m.height % TOKEN:
+    if m.width % GRID or m.height % GRID:
         found.append(
-            f"The sides ({m.width}x{m.height}) are no multiples of {TOKEN}, so mask and picture are rounded to the "
+            f"The sides ({m.width}x{m.height}) are no multiples of {GRID}, so mask and picture are rounded to the "
             "model's grid. Crop or resize both first; Crop to Mask does."
         )
     return found
@@ -119,7 +120,7 @@ def describe(m: MaskMeasures, quality: Quality) -> str:
         f"Levels: {m.lowest:.2f} to {m.highest:.2f}, contrast {m.contrast:.2f}, separability {m.separability:.2f}.",
         f"Parts: {len(m.parts)} of {_areas(m.parts)} pixels{holes}." if m.parts else "Parts: none.",
         f"Place: covers {m.coverage:.1%} of {m.width}x{m.height}, x {left}-{right}, y {top}-{bottom}{touches}; "
-        f"{m.token_share:.0%} of it in whole {TOKEN}x{TOKEN} squares.",
+        f"{m.token_share:.0%} of it in whole {GRID}x{GRID} squares.",
     ]
     return "\n".join(lines)
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..flux.positions import GRID
+
 SOFT_LOW, SOFT_HIGH = 0.05, 0.95  # between them a pixel is soft
 SMALL_SHARE = 0.02  # of the largest part, below which a part is an island, and of the mask, below which a hole is small
-TOKEN = 16  # pixels of a side of what the transformer sees as one: 8 of the VAE times a patch of 2
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 ANY_NEIGHBOR = np.ones((3, 3), bool)  # islands are connected through corners, holes are not
@@ -201,7 +202,7 @@ def _gradients(mask: Floats, masked: Flags) -> tuple[float, float, float]:
 
 
 def _token_share(masked: Flags) -> float:
-    height, width = (side // TOKEN * TOKEN for side in masked.shape)
-    tokens = masked[:height, :width].reshape(height // TOKEN, TOKEN, width // TOKEN, TOKEN).all(axis=(1, 3))
+    height, width = (side // GRID * GRID for side in masked.shape)
+    tokens = masked[:height, :width].reshape(height // GRID, GRID, width // GRID, GRID).all(axis=(1, 3))
     n = np.count_nonzero(masked)
-    return np.count_nonzero(tokens) * TOKEN**2 / n if n else 0.0
+    return np.count_nonzero(tokens) * GRID**2 / n if n else 0.0

@@ -35,11 +35,6 @@ def encodes(layout: type[BlockType]) -> Callable[[Encoder], Encoder]:
     return register
 
 
-def encoder_of(qtype: str) -> Encoder | None:
-    """The encoder of `qtype`, or None where there is none."""
-    return _ENCODERS.get(qtype)
-
-
 def encodable_types() -> list[str]:
     """The names of all block types with an encoder."""
     return list(_ENCODERS)

@@ -7,8 +7,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..flux.positions import GRID
 from .plan import Placed, Plan
-from .sizes import GRID, Size
+from .sizes import Size
 
 WIDTH = 1024  # of the picture, in pixels
 MARGIN, LINE = 16, 22

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sizes import GRID, MAX_RATIO, Fit, Size, frame
+from ..flux.positions import GRID
+from .sizes import MAX_RATIO, Fit, Size, frame
 
 
 def split(image: Tensor, name: str) -> list[Tensor]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..flux.positions import PATCH, place_references
+from ..flux.positions import GRID, PATCH, place_references
 from .pictures import bring_to, stitch, token_mask
-from .sizes import GRID, MEGAPIXEL, Fit, Size, deviation, n_tokens, shares, size_on_grid
+from .sizes import MEGAPIXEL, Fit, Size, deviation, n_tokens, shares, size_on_grid
 from .weights import Weights
 
 STITCHED = "stitched"

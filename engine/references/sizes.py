@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-GRID = 16  # pixels along a token's side: 8 by the VAE, 2 by the model
+from ..flux.positions import GRID
+
 MEGAPIXEL = 1024 * 1024
 SLACK = 0.125  # share by which the result's area may differ from what was asked for, to keep the shape
 MAX_RATIO = 16  # of a reference's sides

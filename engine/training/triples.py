@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingDataError, listing
+from ..flux.positions import GRID
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-MULTIPLE = 16  # pixels: a token is 2 x 2 latents, a latent 8 x 8 pixels
 FORMAT = "An edit is NAME.txt (the instruction), NAME_ref.png (before; more: NAME_ref2.png ...) and NAME.png (after)."
 
 _STEM = re.compile(r"(?P<name>.+?)(?:_ref(?P<number>[2-9]?))?")
@@ -40,7 +40,7 @@ def find_triples(folder: Path) -> list[Triple]:
     """Every edit in the folder, by name; other kinds of file are left aside.
 
     Raises TrainingDataError, naming all files at fault, where something is missing, unreadable or empty, where the
-    pictures of an edit differ in size, or where sides are no multiples of MULTIPLE.
+    pictures of an edit differ in size, or where sides are no multiples of GRID.
     """
     if not folder.is_dir():
         raise TrainingDataError(f"{folder}: there is no such folder. Name the folder that holds the edits. {FORMAT}")
@@ -94,8 +94,8 @@ def _triple(name: str, roles: dict[str, Path], faults: list[str]) -> Triple | No
     says = ", ".join(f"{file_name} {width}x{height}" for file_name, (width, height) in sizes.items())
     if len(set(sizes.values())) > 1:
         faults.append(f"the pictures of {name} differ in size ({says}); scale or cut them to one")
-    elif any(side % MULTIPLE for size in sizes.values() for side in size):
-        faults.append(f"sides of {name} are no multiples of {MULTIPLE} pixels ({says}); scale or cut its pictures")
+    elif any(side % GRID for size in sizes.values() for side in size):
+        faults.append(f"sides of {name} are no multiples of {GRID} pixels ({says}); scale or cut its pictures")
     return Triple(name, instruction, references, roles["result"]) if len(faults) == before else None
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from kontextkit.engine.inpaint.crop import GRID, crop_to_mask, stitch
+from kontextkit.engine.flux.positions import GRID
+from kontextkit.engine.inpaint.crop import crop_to_mask, stitch
 
 
 def picture(n=1, height=200, width=300, channels=3):

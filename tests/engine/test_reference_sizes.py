@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kontextkit.engine.flux.positions import GRID
 from kontextkit.engine.references import cost
 from kontextkit.engine.references.pictures import bring_back, bring_to, split, stitch
 from kontextkit.engine.references.plan import Reference, plan, result_size
-from kontextkit.engine.references.sizes import FITS, GRID, MEGAPIXEL, deviation, frame, n_tokens, shares, size_on_grid
+from kontextkit.engine.references.sizes import FITS, MEGAPIXEL, deviation, frame, n_tokens, shares, size_on_grid
 
 SIDES = st.integers(GRID, 5000)
 BUDGETS = st.floats(0.05, 4.0)
