@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import folder_paths
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..engine.whole_file import whole_file
 
 IN_MEMORY, ON_DISK = 256 << 20, 512 << 20  # bytes; a 1024x1024 picture takes 1 MB
 _vaes: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -89,11 +90,10 @@ def _write(key: str, latent: Tensor) -> None:
     path = folder() / f"{key}.safetensors"
     if path.exists():
         return
-    passing = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latent": latent.contiguous()}, passing)
-        passing.replace(path)
+        with whole_file(path) as unfinished:
+            save_file({"latent": latent.contiguous()}, unfinished)
         oldest_first = sorted(path.parent.glob("*.safetensors"), key=lambda each: each.stat().st_mtime)
         excess = sum(each.stat().st_size for each in oldest_first) - ON_DISK
         for each in oldest_first:
@@ -103,4 +103,3 @@ def _write(key: str, latent: Tensor) -> None:
             each.unlink()
     except OSError as error:
         logging.warning("KontextKit: the encoded reference is not kept on disk: %s", error)
-        passing.unlink(missing_ok=True)

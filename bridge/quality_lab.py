@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -22,6 +21,7 @@ from ..engine.lab.sweep import Picture, Sweep
 from ..engine.lab.table import comma_separated, markdown, raw
 from ..engine.metrics.ssim import ssim
 from ..engine.pace import time_left
+from ..engine.whole_file import whole_file
 from . import lora
 from .calibration import pictures
 from .references import LATENTS
@@ -196,15 +196,11 @@ class QualityLab:
         written = []
         for ending, content in (texts | drawn).items():
             path = stem.with_name(stem.name + ending)
-            unfinished = path.with_name(path.name + ".part")
-            try:
+            with whole_file(path) as unfinished:
                 if isinstance(content, str):
                     unfinished.write_text(content, encoding="utf-8")
                 else:
                     content.save(unfinished, "PNG")
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
             written.append(path)
         return written
 

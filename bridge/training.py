@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from ..engine.training.distillation import Distillation
 from ..engine.training.lora import Example, LoraTraining, Settings
 from ..engine.training.lora_file import is_trained_so, save_lora
 from ..engine.training.triples import FORMAT, Triple, find_triples, fingerprint, read_picture
+from ..engine.whole_file import whole_file
 from .demo import FOLDER, TRANSFORMERS, load_demo
 from .lora import applied
 from .model import KontextModel, read_through
@@ -73,14 +73,10 @@ def train_lora(
             raise TrainingDataError(f"{out}: this file is there already. Choose another name, or move it away.")
         report(f"{out.name} is there already, trained on these edits with these settings: nothing to do")
         return
-    try:
-        transformer = load_transformer(model)
-        examples = encode(triples, *encoders(), transformer.config)
-        comfy.model_management.unload_all_models()
-        _train(transformer, examples, out, curve, settings, {"base": model.name, "edits": edits}, report)
-    finally:
-        for path in (out, curve):
-            path.with_suffix(".part").unlink(missing_ok=True)
+    transformer = load_transformer(model)
+    examples = encode(triples, *encoders(), transformer.config)
+    comfy.model_management.unload_all_models()
+    _train(transformer, examples, out, curve, settings, {"base": model.name, "edits": edits}, report)
 
 
 @torch.inference_mode(False)  # in which ComfyUI runs its nodes, and nothing learns
@@ -106,8 +102,8 @@ def _train(
         report(text)
         bar.words = text
         picture = draw_curve(training.losses, settings.steps)
-        picture.save(curve.with_suffix(".part"), "PNG")
-        os.replace(curve.with_suffix(".part"), curve)
+        with whole_file(curve) as unfinished:
+            picture.save(unfinished, "PNG")
         bar.bar.update_absolute(training.loop.step, preview=("JPEG", picture, max(picture.size)))
 
     out.parent.mkdir(parents=True, exist_ok=True)

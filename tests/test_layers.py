@@ -21,6 +21,7 @@ MAY_IMPORT = {
 INSIDE_ENGINE = {
     "errors": set(),
     "pace": set(),
+    "whole_file": set(),
     "gguf": {"errors"},
     "quant": {"errors"},
     "checkpoint": {"errors", "gguf", "quant"},
@@ -34,7 +35,7 @@ INSIDE_ENGINE = {
     "references": {"errors", "flux"},
     "cache": set(),
     "tiers": {"cache", "references"},
-    "training": {"errors", "flux", "lora", "quant"},
+    "training": {"errors", "whole_file", "flux", "lora", "quant"},
     "lab": set(),
     "quantizer": {"errors", "pace", "checkpoint", "flux", "gguf", "lora", "quant"},
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import CheckpointError
+from ..whole_file import whole_file
 from .muon import Muon
 
 Loss = Callable[[int], Tensor]  # step -> loss
@@ -108,8 +108,8 @@ class Loop:
         state = {name: part.state_dict() for name, part in self._parts.items()} | {"step": self.step}
         if not dist.is_initialized() or dist.get_rank() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
+            with whole_file(path) as unfinished:
+                torch.save(state, unfinished)
 
     def resume(self, path: Path) -> bool:
         """Goes on from a checkpoint, if there is one. Raises CheckpointError where it is of another model or torn."""

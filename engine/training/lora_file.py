@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..lora.profiles import GUIDANCE, PROFILE, STEPS
+from ..whole_file import whole_file
 from .lora import Settings, lora_layers
 
 PREFIX = "transformer."  # of diffusers' pipelines
@@ -29,10 +29,9 @@ def save_lora(transformer: nn.Module, path: Path, settings: Settings, base: str,
     for name, (down, up, scale) in layers.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = down.detach().float().cpu().contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = (scale * up.detach().float()).cpu().contiguous()
-    unfinished = path.with_suffix(".part")
     metadata = _metadata(layers, path.stem, settings) | {TRAINING: _training(settings, base, edits)}
-    save_file(tensors, unfinished, metadata)
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata)
 
 
 def is_trained_so(path: Path, settings: Settings, base: str, edits: str) -> bool:

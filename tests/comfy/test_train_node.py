@@ -12,6 +12,7 @@ import requests
 import torch
 from kontextkit.devtools.server import PromptError
 from kontextkit.engine.errors import TrainingDataError
+from kontextkit.engine.training import lora_file
 from kontextkit.engine.training.lora import Settings
 from PIL import Image
 from safetensors import safe_open
@@ -206,14 +207,14 @@ def test_no_weights_and_nothing_half_written_stay(training, edits, tmp_path, mon
         kept.append(weakref.ref(transformer))
         return transformer
 
-    def save(*_, **__):
-        (tmp_path / "a.part").touch()
+    def save(_tensors, path, _metadata):
+        path.touch()
         raise OSError("the disk is full")
 
     monkeypatch.setattr(training, "load_transformer", load)
     settings = Settings(rank=1, steps=1)
     if fails:
-        monkeypatch.setattr(training, "save_lora", save)
+        monkeypatch.setattr(lora_file, "save_file", save)
     try:
         training.train_lora(
             edits, tmp_path / "a.safetensors", training.DEMO, training.demo_encoders, settings, lambda _: None
