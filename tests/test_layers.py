@@ -95,29 +95,26 @@ def test_every_node_file_lists_its_nodes_and_every_node_has_a_help_page():
     assert all((ROOT / "js" / "docs" / f"{node_id}.md").exists() for node_id in ids)
 
 
-def test_importing_the_pack_is_quick_and_light(comfyui):
-    """In a process of its own, where ComfyUI is already loaded, as it is for a user; seconds of the processor."""
+def test_importing_the_pack_loads_nothing_heavy(comfyui):
+    """In a process of its own, where ComfyUI is already loaded, as it is for a user."""
     script = textwrap.dedent(f"""
-        import asyncio, importlib.util, sys, time
+        import asyncio, importlib.util, sys
         sys.path.insert(0, {str(comfyui)!r})
         import comfy.cli_args
         comfy.cli_args.args.cpu = True
         import comfy.sd, comfy.samplers, comfy_api.latest, folder_paths
         before = set(sys.modules)
-        begin = time.process_time()
         root = {str(ROOT)!r}
         spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
         pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(pack)
         nodes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
         print([node.GET_SCHEMA().node_id for node in nodes])
-        print(time.process_time() - begin)
         heavy = ("diffusers", "torch._dynamo", "torch._inductor", "peft", "transformers", "para_attn")
         print([name for name in set(sys.modules) - before if name.startswith(heavy)])
     """)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    ids, seconds, heavy = result.stdout.strip().splitlines()[-3:]
+    ids, heavy = result.stdout.strip().splitlines()[-2:]
     assert "KontextLoadModel" in ids
-    assert float(seconds) < 0.3
     assert heavy == "[]"
