@@ -67,7 +67,7 @@ class Lab:
 
     def times(self, edit: Any) -> list[dict[str, Any]]:
         """How many times as fast as the usual setting, the quickest of TURNS, all in turns."""
-        from kontextkit.bridge.quality_lab import sample
+        from kontextkit.bridge.ways import sample
 
         case, _, _ = self.case(0, edit)
         clock = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -90,8 +90,8 @@ class Lab:
     def edit(self, number: int, edit: Any) -> None:
         """Every picture of one edit."""
         from kontextkit.bridge.calibration import pictures
-        from kontextkit.bridge.quality_lab import measured, sample
-        from kontextkit.bridge.ways import usual
+        from kontextkit.bridge.quality_lab import measured
+        from kontextkit.bridge.ways import sample, usual
         from kontextkit.demo.training.judge import judge
 
         case, before, right = self.case(number, edit)
@@ -134,7 +134,7 @@ class Lab:
                 "ssim_lowest": (summary.minimum, "SSIM", summary.worst.prompt, None),
             }
             if is_usual:
-                made = {"seconds": (summary.seconds, "s", "median of sampling, beside other work on the machine", None)}
+                made = {"seconds": (summary.seconds, "s", "median of sampling", None)}
             if name in CONTEXT_CLAIMS:
                 context = summary.to["context"], "SSIM", "to the first reference", CONTEXT_CLAIMS[name].get(value)
                 made["ssim_to_context"] = context

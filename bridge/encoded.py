@@ -81,6 +81,7 @@ def _read(key: str) -> Tensor | None:
         path.touch()  # the latest used go last
     except Exception as error:  # a file cut short or of somebody else: encoded anew, and written over
         logging.warning("KontextKit: %s: not a kept latent (%s); it is made anew.", path.name, error)
+        path.unlink(missing_ok=True)
         return None
     return latent
 

@@ -60,7 +60,7 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, around_run), (WrappersMP.SAMPLER_SAMPLE, around_sampler)):
         clone.remove_wrappers_with_key(kind, KEY)
-        if resolved != Choices():
+        if choices != Choices():
             clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone, "\n".join(lines)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
 import comfy.utils
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..engine.lab.plot import MISSING, TILE, can_plot, draw_plot, draw_sheet, draw_words
@@ -24,10 +23,11 @@ from ..engine.pace import time_left
 from ..engine.whole_file import whole_file
 from . import lora
 from .calibration import pictures
+from .model import KontextModel
 from .references import LATENTS
-from .ways import CHANGES, Conditioning, Edit, Way, usual
+from .ways import CHANGES, Conditioning, Edit, Way, choices_of, sample, usual
 
-KEY = "kontextkit.quality_lab"
+WARM_UP = 2  # steps
 
 
 def edits_of(
@@ -105,6 +105,7 @@ class QualityLab:
         self.tiles: dict[tuple[Value, str, int], Any] = {}
         self.sweep = Sweep(setting, self.baseline, ())
         self._last: tuple[Value, Way] | None = None
+        self._is_warm = False
 
     def check(self) -> None:
         """Raises ValueError for what the setting would change nothing of."""
@@ -112,8 +113,21 @@ class QualityLab:
             raise ValueError(
                 "latent_image is empty; denoise below 1 starts from the picture to edit. Connect its VAE Encode."
             )
-        if self.setting == "context weight" and not all(references_of(edit.positive) for edit in self.edits):
-            raise ValueError("positive has no references whose weight could change. Connect ReferenceLatent before it.")
+        if self.setting == "context weight":
+            if not all(references_of(edit.positive) for edit in self.edits):
+                raise ValueError(
+                    "positive has no references whose weight could change. Connect ReferenceLatent before it."
+                )
+            if not isinstance(self.way.model.model, KontextModel):
+                raise ValueError(
+                    "The MODEL is from another loader, which knows no weight of a reference. Load the model with Load "
+                    "Kontext Model or with Load Kontext Demo Model."
+                )
+        if choices_of(self.way.model).target_ssim:
+            raise ValueError(
+                "The MODEL is calibrated for a target SSIM, which would change while the lab measures. Set target_ssim "
+                "of Optimize Kontext to 0; its report names the threshold that calibration found."
+            )
 
     def run(self) -> Sweep:
         """Makes all pictures, the baseline's first; ComfyUI's Cancel ends it."""
@@ -143,11 +157,18 @@ class QualityLab:
         return [(value, *case) for case in cases for value in self.values]
 
     def way_of(self, value: Value) -> Way:
-        """To make the pictures of a value; the last one is kept, and with it a model that was loaded for it."""
+        """To make the pictures of a value; the last one is kept, and with it a model that was loaded for it.
+
+        A model has made a few steps before its first is timed: they upload, compile and choose.
+        """
         if self._last is None or self._last[0] != value:
             self._last = None  # the model goes before another comes
             change = CHANGES[self.setting]
-            self._last = value, self.way if value == self.baseline else change(self.way, value)
+            way = self.way if value == self.baseline else change(self.way, value)
+            if self.setting == "precision" or not self._is_warm:
+                sample(replace(way, steps=WARM_UP), self.edits[0], self.seeds[0])
+                self._is_warm = True
+            self._last = value, way
         return self._last[1]
 
     @property
@@ -226,44 +247,6 @@ class Progress:
         left = taken / max(1, self.steps_done) * (self.n_steps - self.steps_done)
         self.bar.update_absolute(self.steps_done, preview=("JPEG", tile, TILE))
         self.report(f"{what}: {self.pictures_done} of {self.n_pictures} pictures, {time_left(left)}")
-
-
-def sample(way: Way, edit: Edit, seed: int, after_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
-    """Latents and the seconds of the sampler itself, as ComfyUI's KSampler makes them with CFG 1."""
-    scale = edit.latent.get("downscale_ratio_spacial")
-    start = comfy.sample.fix_empty_latent_channels(way.model, edit.latent["samples"], scale)
-    noise = comfy.sample.prepare_noise(start, seed)
-    positive = way.condition(edit.positive)
-    how = (way.steps, 1.0, way.sampler, way.scheduler, positive, positive, start)
-    model, seconds = timed(way.model)
-    latents = comfy.sample.sample(
-        model,
-        noise,
-        *how,
-        denoise=way.denoise,
-        noise_mask=edit.latent.get("noise_mask"),
-        callback=lambda *_: after_step(),
-        disable_pbar=True,
-        seed=seed,
-    )
-    return latents, sum(seconds)
-
-
-def timed(model: Any) -> tuple[Any, list[float]]:
-    """A clone of the MODEL, and a list to which its samplers will add their seconds, those of loading left out."""
-    clone = model.clone()
-    seconds: list[float] = []
-
-    def around(sample: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-        begin = time.perf_counter()
-        made = sample(*arguments, **more)
-        if model.load_device.type == "cuda":
-            torch.cuda.synchronize(model.load_device)
-        seconds.append(time.perf_counter() - begin)
-        return made
-
-    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around)
-    return clone, seconds
 
 
 def measured(value: Value, edit: Edit, seed: int, seconds: float, right: Tensor, picture: Tensor) -> Picture:

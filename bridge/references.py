@@ -53,10 +53,15 @@ def with_references(
 
 
 def weigh(conditioning: Conditioning, weight: float) -> Conditioning:
-    """The conditioning with all its references at one weight, 0-1, instead of what they had; 0 takes them out."""
+    """The conditioning with all its references at one weight, 0-1, instead of what they had; 0 takes them out.
+
+    Tokens that a mask left out stay so.
+    """
     out = []
     for context, values in conditioning:
-        changed = values | {REFERENCE_WEIGHTS: ((weight,),) * len(values.get(LATENTS, ()))}
+        n, had = len(values.get(LATENTS, ())), values.get(REFERENCE_WEIGHTS, ())
+        seen = [tuple(weight if one else 0.0 for one in some) or (weight,) for some in (*had, *[()] * n)][:n]
+        changed = values | {REFERENCE_WEIGHTS: tuple(seen)}
         if not weight:
             changed = {name: value for name, value in changed.items() if name not in (LATENTS, REFERENCE_WEIGHTS)}
         out.append([context, changed])

@@ -9,18 +9,18 @@ from typing import Any
 from comfy_execution.utils import get_executing_context
 
 N_KEPT = 20
-_runs: OrderedDict[str, dict[str, Any]] = OrderedDict()  # by prompt, the newest last
+_runs: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()  # by prompt and node, the newest last
 
 
 def note(**facts: float | int | str) -> None:
-    """Adds to what is known of the prompt that runs: a later value of the same name replaces the earlier.
+    """Adds to what is known of the node that runs: a later value of the same name replaces the earlier.
 
     Nowhere outside a prompt.
     """
     running = get_executing_context()
     if running is None:
         return
-    run = _runs.setdefault(running.prompt_id, {"ended": 0.0})
+    run = _runs.setdefault((running.prompt_id, running.node_id), {"ended": 0.0})
     run |= facts
     run["ended"] = time.time()
     while len(_runs) > N_KEPT:
@@ -28,10 +28,11 @@ def note(**facts: float | int | str) -> None:
 
 
 def add(**facts: float) -> None:
-    """The same, where the prompt has sampled before."""
+    """The same of the last that sampled, where it was in this prompt."""
     running = get_executing_context()
-    if running is not None and running.prompt_id in _runs:
-        _runs[running.prompt_id] |= facts
+    last_of = next(reversed(_runs), None)
+    if running is not None and last_of is not None and last_of[0] == running.prompt_id:
+        _runs[last_of] |= facts
 
 
 def last() -> list[dict[str, Any]]:

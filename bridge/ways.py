@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import comfy.sample
 import node_helpers
+import torch
+from comfy.model_patcher import create_model_options_clone
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..engine.cache.first_block import FirstBlockSettings
@@ -20,6 +25,7 @@ from .paths import MODELS
 from .transformer import REFERENCE_WEIGHTS
 
 Conditioning = list[Any]
+KEY = "kontextkit.ways"
 USUAL_GUIDANCE = 3.5  # of a conditioning that names none, as ComfyUI's FLUX has it
 
 
@@ -82,14 +88,25 @@ def _threshold(way: Way, value: Any) -> Way:
 
 
 def _precision(way: Way, value: Any) -> Way:
-    """The file instead of the MODEL's own, under the same LoRAs and the optimizer's choices."""
+    """The file instead of the MODEL's own, under the same LoRAs, optimizer's choices and patches of other nodes."""
     _, (_, compute_dtype) = way.model.cached_patcher_init
     model = load(way.find(value), compute_dtype)
+    carry_over(way.model, model)
     for each in lora.applied(way.model):
         model = lora.apply(model, each.lora, each.strength)
     if choices_of(way.model) != Choices():
         model, _ = optimize.apply(model, choices_of(way.model))
     return replace(way, model=model)
+
+
+def carry_over(patcher: Any, other: Any) -> None:
+    """Puts what other nodes patched on one MODEL onto another; this pack's own parts are put there by it."""
+    other.model_options = create_model_options_clone(patcher.model_options)
+    other.object_patches = dict(patcher.object_patches)
+    for theirs, ours in ((patcher.wrappers, other.wrappers), (patcher.callbacks, other.callbacks)):
+        for kind, by_key in theirs.items():
+            foreign = {key: list(some) for key, some in by_key.items() if not str(key).startswith("kontextkit")}
+            ours.setdefault(kind, {}).update(foreign)
 
 
 CHANGES: dict[str, Callable[[Way, Any], Way]] = {
@@ -112,7 +129,8 @@ def usual(setting: str, way: Way, edits: Sequence[Edit]) -> Value:
         cache = choices_of(way.model).cache
         return cache.threshold if cache else 0.0
     if setting == "context weight":
-        weights = {weight for some in edits[0].positive[0][1].get(REFERENCE_WEIGHTS, ()) for weight in some} or {1.0}
+        given = edits[0].positive[0][1].get(REFERENCE_WEIGHTS, ())
+        weights = {weight for some in given for weight in some if weight} or {1.0}
         return weights.pop() if len(weights) == 1 else "as wired"
     return {"steps": way.steps, "denoise": way.denoise}[setting]
 
@@ -134,3 +152,41 @@ def name_of(model: Any) -> str:
     shipped = {FOLDER / TRANSFORMERS[name]: name for name in STORED}
     made = [name for name in TRANSFORMERS if path.name.startswith(f"kontext_demo_{name.lower()}_")]
     return shipped.get(path) or (made or [path.name])[0]
+
+
+def sample(way: Way, edit: Edit, seed: int, after_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
+    """Latents and the seconds of the sampler itself, as ComfyUI's KSampler makes them with CFG 1."""
+    scale = edit.latent.get("downscale_ratio_spacial")
+    start = comfy.sample.fix_empty_latent_channels(way.model, edit.latent["samples"], scale)
+    noise = comfy.sample.prepare_noise(start, seed)
+    positive = way.condition(edit.positive)
+    how = (way.steps, 1.0, way.sampler, way.scheduler, positive, positive, start)
+    model, seconds = timed(way.model)
+    latents = comfy.sample.sample(
+        model,
+        noise,
+        *how,
+        denoise=way.denoise,
+        noise_mask=edit.latent.get("noise_mask"),
+        callback=lambda *_: after_step(),
+        disable_pbar=True,
+        seed=seed,
+    )
+    return latents, sum(seconds)
+
+
+def timed(model: Any) -> tuple[Any, list[float]]:
+    """A clone of the MODEL, and a list to which its samplers will add their seconds, those of loading left out."""
+    clone = model.clone()
+    seconds: list[float] = []
+
+    def around(sample: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        begin = time.perf_counter()
+        made = sample(*arguments, **more)
+        if model.load_device.type == "cuda":
+            torch.cuda.synchronize(model.load_device)
+        seconds.append(time.perf_counter() - begin)
+        return made
+
+    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around)
+    return clone, seconds

@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { badges } from "./lib/badges.js";
+import { showBadge } from "./lib/badges.js";
 import { element } from "./lib/dom.js";
 import { installedSection, machineName, machineSection } from "./lib/machine.js";
 import { runsSection } from "./lib/runs.js";
@@ -13,7 +13,11 @@ const GREET = "KontextKit.Greet";
 const LABEL = "Open the workflow for this machine";
 const pack = packOf(import.meta.url);
 
-const get = async (route) => (await api.fetchApi(route)).json();
+async function get(route) {
+  const response = await api.fetchApi(route);
+  if (!response.ok) throw new Error(`${route} answered ${response.status}; see ComfyUI's log`);
+  return response.json();
+}
 
 async function open(name) {
   try {
@@ -25,8 +29,12 @@ async function open(name) {
 }
 
 async function openForThisMachine() {
-  const { tier } = await get("/kontextkit/machine");
-  await open(`kontext_tier_${tier.slug}`);
+  try {
+    const { tier } = await get("/kontextkit/machine");
+    await open(`kontext_tier_${tier.slug}`);
+  } catch (error) {
+    say("error", `This machine could not be read: ${error.message}`);
+  }
 }
 
 function say(severity, detail) {
@@ -42,9 +50,15 @@ async function greet() {
 }
 
 async function fill(panel) {
-  const [facts, runs, templates] = await Promise.all(
-    ["/kontextkit/machine", "/kontextkit/runs", "/workflow_templates"].map(get),
-  );
+  const routes = ["/kontextkit/machine", "/kontextkit/runs", "/workflow_templates"];
+  let answers;
+  try {
+    answers = await Promise.all(routes.map(get));
+  } catch (error) {
+    panel.replaceChildren(`This machine could not be read: ${error.message}`);
+    return;
+  }
+  const [facts, runs, templates] = answers;
   const first = element("button", { class: "kontext-first", click: openForThisMachine }, LABEL);
   panel.replaceChildren(
     first,
@@ -68,6 +82,14 @@ app.registerExtension({
     },
   ],
   aboutPageBadges: [{ label: "KontextKit", url: `extensions/${pack}/docs/KontextTier.md`, icon: "pi pi-bolt" }],
+  nodeCreated(node) {
+    if (!node.constructor.comfyClass?.startsWith("Kontext")) return;
+    const onExecuted = node.onExecuted;
+    node.onExecuted = function (output) {
+      onExecuted?.call(this, output);
+      for (const badge of output?.kontext_badge ?? []) showBadge(node, badge);
+    };
+  },
   async setup() {
     document.head.append(
       element("link", { rel: "stylesheet", href: new URL("./kontextkit.css", import.meta.url).href }),
@@ -85,11 +107,6 @@ app.registerExtension({
         fill(panel);
       },
       destroy: () => (panel = null),
-    });
-    const show = badges(window.LGraphBadge);
-    api.addEventListener("executed", ({ detail }) => {
-      const node = app.graph.getNodeById(detail.display_node ?? detail.node);
-      for (const badge of detail.output?.kontext_badge ?? []) if (node) show(node, badge);
     });
     api.addEventListener("execution_success", () => panel?.isConnected && fill(panel));
     await greet();

@@ -16,6 +16,7 @@ FOUR = (
     "fourth image."
 )
 GALLERY = 4  # pictures a run
+AFTER = {False: "fixed", True: "randomize"}  # a run: other pictures each time, where many are wanted
 TILED = 1536  # pixels a side from which the VAE decodes in tiles
 
 
@@ -115,10 +116,10 @@ def decode(graph: Graph, sampled: Node, vae: Node, in_tiles: bool = False) -> Ou
 
 
 def compare(graph: Graph, before: Output, after: Output) -> None:
-    """How much of the picture was kept, at the result's size."""
+    """How much of the picture was kept, at the result's size, to which it was stretched as the reference was."""
     graph.group("How much was kept", "green", 4)
     size = graph.node("GetImageSize", image=after, height_px=120)
-    how = {"upscale_method": "area", "width": size["width"], "height": size["height"], "crop": "disabled"}
+    how = {"upscale_method": "lanczos", "width": size["width"], "height": size["height"], "crop": "disabled"}
     scaled = graph.node("ImageScale", image=before, **how)
     graph.node("KontextCompareSSIM", image_a=scaled["IMAGE"], image_b=after, width_px=420, height_px=640)
 
@@ -129,12 +130,12 @@ def edit(graph: Graph, tier: str, use_case: str, chosen_settings: Settings, enco
     transformer, clip, vae = models(graph, chosen_settings.model, encoder, lora)
     (picture,) = pictures(graph)
     chosen, fast = settings(graph, tier, use_case, transformer)
-    encoded, negative = instruct(graph, clip, vae, [picture], PROMPT, chosen)
+    encoded, negative = instruct(graph, clip, vae, [picture], PROMPT, chosen, fit="fit")
     graph.group("Edit", "purple", 3)
     latent, batch = encoded["LATENT"], use_case == "gallery batch"
     if batch:
         latent = graph.node("RepeatLatentBatch", samples=latent, amount=GALLERY)["LATENT"]
-    sampled = sample(graph, fast["MODEL"], encoded, negative, latent, **by(chosen))
+    sampled = sample(graph, fast["MODEL"], encoded, negative, latent, after=AFTER[batch], **by(chosen))
     in_tiles = chosen_settings.width >= TILED or chosen_settings.preset == "low memory"
     after = decode(graph, sampled, vae, in_tiles)
     graph.node("SaveImage", images=after, filename_prefix=graph.name, width_px=420)
@@ -179,13 +180,15 @@ def scheduler_study(graph: Graph) -> Graph:
     model = MODELS["Q4_K_M"]
     transformer, clip, vae = models(graph, model, T5_FP8)
     (picture,) = pictures(graph)
-    chosen, fast = settings(graph, "auto", "production", transformer)
-    fast.inputs["preset"] = "quality"  # every step computed: the samplers are compared, not the cache
+    graph.group("This machine", "blue", 1)
+    chosen = graph.node("KontextTier", tier="auto", use_case="production", width_px=340)
     encoded, negative = instruct(graph, clip, vae, [picture], PROMPT, chosen)
     results = []
     for i, (sampler, scheduler, steps) in enumerate((("euler", "simple", 28), ("dpmpp_2m", "sgm_uniform", 14))):
         graph.group(f"{sampler}, {steps} steps", "purple", 3 + i)
         how = {"steps": steps, "sampler_name": sampler, "scheduler": scheduler}
+        # every step computed: the samplers are compared, not the cache
+        fast = graph.node("KontextOptimize", model=transformer["MODEL"], preset="quality", width_px=340, height_px=430)
         sampled = sample(graph, fast["MODEL"], encoded, negative, encoded["LATENT"], **how)
         results.append(decode(graph, sampled, vae))
         graph.node("SaveImage", images=results[-1], filename_prefix=f"{graph.name}_{sampler}", width_px=420)

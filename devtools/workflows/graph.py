@@ -30,13 +30,14 @@ class Output:
 
 @dataclass
 class Node:
-    """info: what ComfyUI's /object_info says of its kind. inputs: values and Outputs, by name."""
+    """info: what ComfyUI's /object_info says of its kind. inputs: values and Outputs, by name. after: of its seed."""
 
     id: int
     kind: str
     info: Json
     inputs: dict[str, Any]
     title: str = ""
+    after: str = "fixed"
     models: Sequence[Json] = ()
     width: int = 300
     height: int | None = None
@@ -119,8 +120,11 @@ class Graph:
         self.groups.append(Group(title, COLORS[color], column))
 
     def node(self, kind: str, /, **inputs: Any) -> Node:
-        """A node with its inputs by name, `__` in a name standing for a dot; title, models, width, height as Node's."""
-        own: dict[str, Any] = {key: inputs.pop(key) for key in ("title", "models") if key in inputs}
+        """A node with its inputs by name, `__` in a name standing for a dot.
+
+        title, after, models, width_px and height_px are Node's own.
+        """
+        own: dict[str, Any] = {key: inputs.pop(key) for key in ("title", "after", "models") if key in inputs}
         own |= {key: inputs.pop(f"{key}_px") for key in ("width", "height") if f"{key}_px" in inputs}
         given = {name.replace("__", "."): value for name, value in inputs.items()}
         node = Node(len(self.nodes) + 1, kind, self.infos[kind], given, **own)
@@ -131,7 +135,7 @@ class Graph:
     def note(self, text: str, width: int = 420, height: int = 330) -> None:
         """Markdown for who opens it."""
         info = {"input": {"required": {"": ["STRING", {}]}}, "output": [], "output_name": []}
-        note = Node(len(self.nodes) + 1, "MarkdownNote", info, {"": text}, "How to use", (), width, height)
+        note = Node(len(self.nodes) + 1, "MarkdownNote", info, {"": text}, "How to use", width=width, height=height)
         self.nodes.append(note)
         self.groups[-1].nodes.append(note)
 
@@ -228,7 +232,7 @@ def _widgets_values(node: Node) -> Iterator[Any]:
         value = node.inputs.get(name)
         yield default(kind, options) if value is None or isinstance(value, Output) else value
         if options.get("control_after_generate"):
-            yield node.inputs.get("after", "fixed")
+            yield node.after
         if options.get("image_upload"):
             yield "image"
 

@@ -36,7 +36,7 @@ counts both.
 SCHEDULER_STUDY = """## Half the steps by another sampler
 
 The same picture, prompt and seed by Euler in 28 steps and by DPM-Solver++ 2M in 14. *How alike* gives the SSIM of the
-two; the note under *Optimize Kontext* gives the time of each run.
+two; the note under each *Optimize Kontext* gives its time.
 
 Try other samplers, schedulers and steps on the right before you settle on one.
 """

@@ -62,22 +62,26 @@ def crop_to_mask(picture: Tensor, mask: Tensor, context: int, size: int) -> tupl
 def stitch(crop: Crop, edited: Tensor, feather: int, match_colors: bool) -> Tensor:
     """The whole picture (B, H, W, C), where the mask is not 0 replaced by the edited part (B, h, w, C or 3).
 
+    One picture takes many parts, and many pictures one.
+
     feather: pixels inside the mask over which its edge is blended, so that nothing outside it changes, bit for bit.
     match_colors: brings the part's colors to those of the original in a ring outside the mask, by a gain and an offset
     a channel. Raises ValueError for another number of pictures.
     """
     picture = crop.picture.movedim(-1, 1)
-    if len(edited) not in (1, len(picture)):
+    if 1 not in (len(edited), len(picture)) and len(edited) != len(picture):
         raise ValueError(
-            f"image has {len(edited)} pictures, the crop was made of {len(picture)}; edit the whole batch."
+            f"image has {len(edited)} pictures, the crop was made of {len(picture)}; edit the whole batch, or one."
         )
-    part = _resize(edited[..., :3].movedim(-1, 1).float(), [crop.height, crop.width]).clamp(0, 1)
-    part = part.expand(len(picture), -1, -1, -1)
-    mask = _cut(crop.mask[:, None], crop).expand(len(picture), -1, -1, -1)
+    n = max(len(edited), len(picture))
+    picture = picture.expand(n, -1, -1, -1)
+    part = _resize(edited[..., :3].to(picture.device).movedim(-1, 1).float(), [crop.height, crop.width]).clamp(0, 1)
+    part = part.expand(n, -1, -1, -1)
+    mask = _cut(crop.mask[:, None], crop).expand(n, -1, -1, -1)
     original = _cut(picture[:, :3], crop).float()
     if match_colors:
         part = torch.stack([_match(*one) for one in zip(part, original, mask, strict=True)]).clamp(0, 1)
-    weight = mask * _inwards(mask, feather)
+    weight = mask * _inwards(mask, feather, crop)
     blended = torch.where(weight > 0, torch.lerp(original, part, weight), original)
     top, left = max(0, crop.top), max(0, crop.left)
     bottom, right = min(picture.shape[2], crop.top + crop.height), min(picture.shape[3], crop.left + crop.width)
@@ -108,13 +112,21 @@ def _resize(x: Tensor, shape: list[int]) -> Tensor:
     return F.interpolate(x.float(), size=shape, mode="bicubic", antialias=True).clamp(0, 1).to(x.dtype)
 
 
-def _inwards(mask: Tensor, feather: int) -> Tensor:
-    """(B, 1, h, w): rises from the border of what the mask touches inwards to 1 over so many pixels."""
+def _inwards(mask: Tensor, feather: int, crop: Crop) -> Tensor:
+    """(B, 1, h, w): rises from the border of what the mask touches inwards to 1 over so many pixels.
+
+    Where the picture ends is no border; where the box does, is one.
+    """
     if feather <= 0:
         return torch.ones_like(mask)
     from scipy import ndimage
 
-    touched = F.pad((mask[:, 0] > 0).cpu(), (1, 1, 1, 1), value=True).numpy()  # the box's own border is no edge
+    height, width = crop.picture.shape[1:3]
+    touched = F.pad((mask[:, 0] > 0).cpu(), (1, 1, 1, 1), value=False).numpy()
+    touched[:, :, 0] |= crop.left <= 0
+    touched[:, :, -1] |= crop.left + crop.width >= width
+    touched[:, 0] |= crop.top <= 0
+    touched[:, -1] |= crop.top + crop.height >= height
     depth = [ndimage.distance_transform_edt(one) if not one.all() else one * float(feather + 1) for one in touched]
     inside = torch.stack([torch.from_numpy(one)[1:-1, 1:-1] for one in depth])[:, None]
     return (inside / (feather + 1)).clamp(0, 1).to(mask)

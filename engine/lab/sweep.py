@@ -96,5 +96,5 @@ def low_outliers(values: Sequence[float]) -> list[int]:
 
 
 def median_seconds(pictures: Iterable[Picture]) -> float:
-    """Of the sampling of a picture; the first of a run, which may compile, hardly moves it."""
+    """Of the sampling of a picture."""
     return float(np.median([picture.seconds for picture in pictures]))

@@ -130,12 +130,12 @@ def label_holes(flags: Flags) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def edge_distance(masked: Flags) -> Floats:
-    """Signed distance in pixels (H, W) from the edge between masked pixels and others, positive inside."""
+    """Signed distance in pixels (H, W) from the edge between masked pixels and others, positive inside; infinite where
+    there is no edge."""
     from scipy import ndimage
 
-    far = float(np.hypot(*masked.shape))
-    inside = ndimage.distance_transform_edt(masked) if not masked.all() else np.full(masked.shape, far)
-    outside = ndimage.distance_transform_edt(~masked) if masked.any() else np.full(masked.shape, far)
+    inside = ndimage.distance_transform_edt(masked) if not masked.all() else np.full(masked.shape, np.inf)
+    outside = ndimage.distance_transform_edt(~masked) if masked.any() else np.full(masked.shape, np.inf)
     # between pixels' middles: the edge itself is half a pixel nearer
     return np.where(masked, inside - 0.5, 0.5 - outside).astype(np.float32)
 

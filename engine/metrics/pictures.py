@@ -19,7 +19,7 @@ def ready_pair(a: Tensor, b: Tensor, sizes: str = REFUSE) -> tuple[Tensor, Tenso
     RESIZE, which brings b to a's size. Raises ValueError for another shape, for other sizes, and for NaN or infinity.
     """
     said: list[str] = []
-    a, b = ready_image(a, "image_a", said), ready_image(b, "image_b", said)
+    a, b = ready_image(a, "image_a", said), ready_image(b.to(a.device), "image_b", said)
     if a.shape[2:] != b.shape[2:]:
         if sizes == REFUSE:
             raise ValueError(

@@ -12,13 +12,12 @@ export function colorOf(grade) {
   return COLORS.find(([words]) => words.test(grade))?.[1] ?? OTHER;
 }
 
-/** Shows what nodes report as `kontext_badge` ({text, grade}); Badge: the editor's own class for badges. */
-export function badges(Badge) {
-  const shown = new WeakMap();
-  return (node, { text, grade }) => {
-    const first = !shown.has(node);
-    shown.set(node, new Badge({ text, fgColor: "white", bgColor: colorOf(grade) }));
-    if (first) node.badges.push(() => shown.get(node));
-    node.setDirtyCanvas(true);
-  };
+const shown = new WeakMap();
+
+/** Shows what a node reports as `kontext_badge`. */
+export function showBadge(node, { text, grade }) {
+  const first = !shown.has(node);
+  shown.set(node, new window.LGraphBadge({ text, fgColor: "white", bgColor: colorOf(grade) }));
+  if (first) node.badges.push(() => shown.get(node));
+  node.setDirtyCanvas(true);
 }

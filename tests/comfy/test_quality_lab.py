@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -63,8 +64,8 @@ CASES += [("cache threshold", 2.0)]
 @pytest.mark.parametrize(("setting", "value"), CASES)
 def test_pictures_are_those_of_comfyui_s_nodes_and_so_is_their_likeness(demo, setting, value):
     from kontextkit.bridge.calibration import pictures
-    from kontextkit.bridge.quality_lab import QualityLab, sample
-    from kontextkit.bridge.ways import CHANGES, Way
+    from kontextkit.bridge.quality_lab import QualityLab
+    from kontextkit.bridge.ways import CHANGES, Way, sample
     from kontextkit.engine.metrics.ssim import ssim
 
     model, _, vae, (edit, _) = demo
@@ -125,9 +126,52 @@ def test_another_precision_keeps_loras_and_choices(demo):
     assert choices_of(other) == choices_of(changed)
 
 
+@pytest.mark.usefixtures("as_in_a_running_prompt")
+def test_another_precision_keeps_what_other_nodes_patched(demo):
+    from comfy_extras.nodes_model_advanced import ModelSamplingFlux
+    from kontextkit.bridge.ways import CHANGES, Way, sample
+
+    model, _, _, (edit, _) = demo
+    (shifted,) = ModelSamplingFlux().patch(model, 3.0, 3.0, 1024, 1024)
+    shifted.model_options["denoise_mask_function"] = lambda *given, **more: given[1]
+    other = CHANGES["precision"](Way(shifted, 2), "BF16").model
+    assert other.model is not model.model
+    assert other.model_options["denoise_mask_function"] is shifted.model_options["denoise_mask_function"]
+    ours, wired, plain = (sample(Way(each, 2), edit, 0)[0] for each in (other, shifted, model))
+    assert torch.equal(ours, wired)
+    assert not torch.equal(ours, plain)
+
+
+@pytest.mark.usefixtures("as_in_a_running_prompt")
+def test_a_model_is_warm_before_its_first_picture_is_timed(demo, monkeypatch):
+    from kontextkit.bridge import quality_lab
+    from kontextkit.bridge.ways import Way
+
+    steps, sample = [], quality_lab.sample
+    monkeypatch.setattr(quality_lab, "sample", lambda way, *rest: (steps.append(way.steps), sample(way, *rest))[1])
+    model, _, vae, edits = demo
+    quality_lab.QualityLab("steps", (3,), Way(model, 1), edits[:1], [0], vae).run()
+    assert steps == [quality_lab.WARM_UP, 1, 3]
+    quality_lab.QualityLab("precision", ("Q8_0",), Way(model, 1), edits[:1], [0, 1], vae).run()
+    assert steps[3:] == [quality_lab.WARM_UP, 1, 1] * 2
+
+
+def test_a_weight_for_all_leaves_masked_tokens_out():
+    from kontextkit.bridge.references import LATENTS, weigh
+    from kontextkit.bridge.transformer import REFERENCE_WEIGHTS
+
+    latents = [torch.zeros(1, 16, 4, 4)] * 3
+    given = [[torch.zeros(1, 1, 1), {LATENTS: latents, REFERENCE_WEIGHTS: ((1.0, 0.0, 1.0, 0.5), ())}]]
+    ((_, values),) = weigh(given, 0.3)
+    assert values[REFERENCE_WEIGHTS] == ((0.3, 0.0, 0.3, 0.3), (0.3,), (0.3,))
+
+
 def test_what_cannot_be_swept_is_refused_before_a_picture_is_made(demo):
+    from kontextkit.bridge import optimize
     from kontextkit.bridge.quality_lab import QualityLab, edits_of
     from kontextkit.bridge.ways import Way
+    from kontextkit.engine.cache.first_block import FirstBlockSettings
+    from kontextkit.engine.tiers.presets import Choices
 
     model, _, vae, (edit, _) = demo
     empty = replace(edit, latent={"samples": torch.zeros_like(edit.latent["samples"])})
@@ -140,6 +184,12 @@ def test_what_cannot_be_swept_is_refused_before_a_picture_is_made(demo):
     ):
         with pytest.raises(ValueError, match=words):
             QualityLab(setting, (value,), Way(model), [case], [0], vae)
+    calibrated, _ = optimize.apply(model, Choices(FirstBlockSettings(0.1), target_ssim=0.95), vae=vae)
+    with pytest.raises(ValueError, match="calibrated for a target SSIM"):
+        QualityLab("steps", (2,), Way(calibrated), [edit], [0], vae)
+    foreign = SimpleNamespace(model=object(), get_attachment=lambda _: None)
+    with pytest.raises(ValueError, match="from another loader, which knows no weight"):
+        QualityLab("context weight", (0.5,), Way(foreign), [edit], [0], vae)
     two = {"samples": torch.zeros(2, 16, 8, 8)}
     with pytest.raises(ValueError, match="latent_image holds 2 pictures"):
         edits_of(edit.positive, two, vae)

@@ -224,8 +224,9 @@ def test_a_broken_file_on_disk_is_made_anew(counted, on_disk):
     run(counted.vae, picture(seed=1), disk=True)
     (path,) = on_disk.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    encoded.forget()
-    run(counted.vae, picture(seed=1), disk=True)
+    for _ in range(2):
+        encoded.forget()
+        run(counted.vae, picture(seed=1), disk=True)
     assert len(counted.shapes) == 2
 
 

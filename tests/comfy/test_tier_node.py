@@ -58,6 +58,15 @@ def test_a_run_through_the_optimizer_is_told(server):
     assert run["seconds"] > 0
 
 
+def test_each_sampler_of_a_prompt_is_a_run(server):
+    study = api_with_stand_ins(json.loads((WORKFLOWS / "kontext_scheduler_study.json").read_text()), 5)
+    study["1"]["inputs"]["compute_dtype"] = "float32"
+    server.run(study)
+    first, last = requests.get(f"{server.url}/kontextkit/runs", timeout=30).json()[-2:]
+    assert first["computed"] == last["computed"] == 5
+    assert [run.get("ssim") is not None for run in (first, last)] == [False, True]
+
+
 def test_asking_changes_nothing(server):
     first, second = (requests.get(f"{server.url}/kontextkit/runs", timeout=30).json() for _ in range(2))
     assert first == second

@@ -127,3 +127,22 @@ def test_an_empty_mask_and_another_number_of_pictures_are_refused_in_a_sentence(
     part, _, crop = crop_to_mask(picture(3), mask((40, 40, 120, 100)), 16, 0)
     with pytest.raises(ValueError, match="image has 2 pictures, the crop was made of 3"):
         stitch(crop, part[:2], 8, match_colors=True)
+
+
+def test_one_picture_takes_several_edits_of_it():
+    image, masks = picture(), mask((40, 40, 120, 100))
+    part, _, crop = crop_to_mask(image, masks, 16, 0)
+    edits = torch.cat([part * share for share in (0.2, 0.6, 1.0)])
+    together = stitch(crop, edits, 8, match_colors=False)
+    for one, edit in zip(together, edits, strict=True):
+        assert torch.equal(one, stitch(crop, edit[None], 8, match_colors=False)[0])
+
+
+def test_a_mask_that_fills_its_box_is_feathered_where_the_picture_goes_on():
+    image, masks = torch.full((1, 256, 256, 3), 0.2), torch.zeros(1, 256, 256)
+    masks[:, 96:192, 160:] = 1  # up to the picture's right edge
+    part, _, crop = crop_to_mask(image, masks, 0, 0)
+    result = stitch(crop, torch.ones_like(part), 8, match_colors=False)[0, ..., 0]
+    assert torch.all(result[140, 159:169].diff() > 0)
+    assert torch.all(result[95:104, 220].diff() > 0)
+    assert result[140, 255] == 1

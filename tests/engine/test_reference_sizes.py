@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kontextkit.engine.flux.positions import GRID
 from kontextkit.engine.references import cost
-from kontextkit.engine.references.pictures import bring_back, bring_to, split, stitch
+from kontextkit.engine.references.pictures import bring_back, bring_to, masks_for, split, stitch, token_mask
 from kontextkit.engine.references.plan import Reference, plan, result_size
 from kontextkit.engine.references.sizes import FITS, MEGAPIXEL, deviation, frame, n_tokens, shares, size_on_grid
 
@@ -138,3 +138,27 @@ def test_stitched_pictures_stand_where_offset_would_put_them_and_gaps_are_not_se
 def test_work_is_the_count_that_was_measured():
     """165 TFLOP for a step of 1024x1024 with one reference (shared design)."""
     assert cost.flop(4096 + 4096 + 512) == pytest.approx(165e12, rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(4032, 3024), (6000, 4000), (4608, 3456)])
+def test_the_mask_of_the_picture_before_it_was_scaled_fits(shape):
+    width, height = (round(side * (1 / (shape[0] * shape[1] / MEGAPIXEL)) ** 0.5) for side in shape)
+    (mask,) = masks_for(torch.ones(1, shape[1], shape[0]), [torch.zeros(1, height, width, 3)])
+    assert mask.shape == (height, width)
+    with pytest.raises(ValueError, match="of another shape"):
+        masks_for(torch.ones(1, shape[1], shape[0]), [torch.zeros(1, height, width - 40, 3)])
+
+
+def test_a_stroke_too_thin_for_the_scaled_picture_still_shows_its_tokens():
+    mask = torch.zeros(4096, 4096)
+    mask[1000:1003, 700:3200] = 1
+    tokens = token_mask(mask, (512, 512), "pad")
+    assert tokens.sum() == tokens[1000 // 128].sum() == 3199 // 128 - 700 // 128 + 1
+
+
+def test_a_mask_on_the_edge_of_tokens_touches_no_other():
+    mask = torch.zeros(1024, 1024)
+    mask[256:512, 256:768] = 1
+    tokens = token_mask(mask, (512, 512), "fit")
+    assert tokens[8:16, 8:24].all()
+    assert tokens.sum() == 8 * 16
