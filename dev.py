@@ -56,7 +56,8 @@ def main() -> int:
 def test(versions: list[str], pytest_arguments: list[str]) -> int:
     """All tests on the first version, those that meet it on the others too; $COMFYUI_PATH names the only one."""
     ready = [prepare(version) for version in (versions[:1] if os.environ.get("COMFYUI_PATH") else versions)]
-    jobs = [(each, pytest_arguments or WITH_COMFYUI) for each in ready]
+    jobs = [(ready[0], pytest_arguments or WITH_COMFYUI)]
+    jobs += [(each, pytest_arguments or [*WITH_COMFYUI, "-m", "not newest"]) for each in ready[1:]]
     if not pytest_arguments:
         jobs.append((ready[0], [f"--ignore={folder}" for folder in WITH_COMFYUI]))
     n_threads = max(1, (os.cpu_count() or 1) // len(jobs))  # threads of processes that wait for cores wait long

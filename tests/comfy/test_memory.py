@@ -92,6 +92,7 @@ def gguf_twin(twins, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.newest
 @pytest.mark.parametrize("kind", ["gguf", "safetensors"])
 def test_loading_maps_the_file_and_copies_next_to_nothing(comfyui, tmp_path, kind):
     """In a process of its own: memory that is not the mapped file, before and after."""

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -14,6 +16,7 @@ def command(comfyui, *words):
     return subprocess.run(line, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.newest
 def test_the_command_measures_the_demo_model(comfyui, tmp_path):
     result = command(comfyui, tmp_path / "a", "precision", "--demo", "--edits", 1, "--steps", 2, "--values", "Q8_0")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -22,6 +25,7 @@ def test_the_command_measures_the_demo_model(comfyui, tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
+@pytest.mark.newest
 def test_the_command_refuses_in_a_sentence(comfyui, tmp_path):
     for words, error in (
         (("steps", "--demo", "--values", "x"), "values has 'x'"),

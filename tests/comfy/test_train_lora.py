@@ -17,6 +17,7 @@ def command(comfyui, *words):
     return subprocess.run(line, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.newest
 def test_the_command_teaches_the_demo_a_new_edit(comfyui, edits, tmp_path):
     from kontextkit.bridge import lora
     from kontextkit.bridge.model import load
@@ -40,6 +41,7 @@ def test_the_command_teaches_the_demo_a_new_edit(comfyui, edits, tmp_path):
     assert "this file is there already" in again.stderr
 
 
+@pytest.mark.newest
 def test_bad_edits_stop_it_before_anything_is_written(comfyui, edits, tmp_path):
     (tmp_path / "edits").mkdir()
     (tmp_path / "edits" / "a.txt").write_text("make it red")
