@@ -1,6 +1,6 @@
 """How well the demo model edits: held-out edits through ComfyUI against steps, guidance, precision, references.
 
-    COMFYUI_PATH=... python benchmarks/demo_quality.py [--edits N] [--quick] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/demo_quality.py [--edits N] [--steps N] [--parts PART ...] [--out FILE]
 
 An edit succeeds when what should change did, in color, texture, extent and place, and nothing else did: see
 demo/training/judge.py. SSIM is Wang's (engine/metrics/ssim.py) against the picture that is right.
@@ -18,7 +18,7 @@ import torch
 from held_out import Editor, Settings
 
 STEPS = (4, 8, 12, 16, 20)
-GUIDANCE = (2.0, 2.5, 3.5, 5.0, 7.0, 9.0)
+GUIDANCE = (1.0, 2.0, 2.5, 3.5, 5.0, 7.0, 9.0)
 SIDES = (128, 384, 512)  # scenes are drawn square; other shapes are trained but not judged here
 GOAL = 0.95
 
@@ -26,7 +26,8 @@ GOAL = 0.95
 class Quality:
     """The rows, and the pictures behind them."""
 
-    def __init__(self, n_edits: int):
+    def __init__(self, n_edits: int, n_steps: int):
+        self.settings = Settings(steps=n_steps)
         self.edits = held_out.held_out(n_edits)
         self.few = {kind: edits[: max(1, len(edits) // 5)] for kind, edits in self.edits.items()}
         self.rows: list[dict[str, Any]] = []
@@ -71,10 +72,9 @@ class Quality:
             by_kind[kind] = verdict.success.tolist(), verdict.ssim.tolist()
         self.summarize(name, by_kind)
 
-    def everything(self, quick: bool) -> None:
-        """The headline, then what it depends on."""
-        usual = Settings()
-        by_kind = self.measure("", self.edits, usual)
+    def usual(self) -> None:
+        """The headline, by kind and by number of references, beside what the autoencoder alone would lose."""
+        by_kind = self.measure("", self.edits, self.settings)
         for row in self.rows:
             row["goal"] = GOAL
         for kind in by_kind:
@@ -85,34 +85,53 @@ class Quality:
         self.ceiling("autoencoder")
         size = sum(path.stat().st_size for path in (report.ROOT / "demo").glob("kontext_demo_*")) / 1e6
         self.row("megabytes", size, "MB", "all files of the model in demo/", 40)
-        if quick:
-            return
+
+    def steps(self) -> None:
+        """Fewer of them."""
         for steps in STEPS:
-            self.measure(f"steps_{steps}", self.edits, replace(usual, steps=steps))
+            self.measure(f"steps_{steps}", self.edits, replace(self.settings, steps=steps))
+
+    def guidance(self) -> None:
+        """More of it; 1 beside it, of the same edits."""
         for guidance in GUIDANCE:
-            self.measure(f"guidance_{guidance:g}".replace(".", "_"), self.edits, replace(usual, guidance=guidance))
-        self.measure("q8_0", self.edits, usual, Editor("Q8_0"))
+            self.measure(
+                f"guidance_{guidance:g}".replace(".", "_"), self.edits, replace(self.settings, guidance=guidance)
+            )
+
+    def precision(self) -> None:
+        """The Q8_0 file that ships."""
+        self.measure("q8_0", self.edits, self.settings, Editor("Q8_0"))
+
+    def masked(self) -> None:
+        """Changing only where something should change."""
         local = {kind: edits for kind, edits in self.edits.items() if kind != "background"}
-        self.measure("masked", local, replace(usual, masked=True))
+        self.measure("masked", local, replace(self.settings, masked=True))
+
+    def sizes(self) -> None:
+        """Other sizes than most of training had."""
         for side in SIDES:
-            self.measure(f"size_{side}", self.few, replace(usual, size=(side, side)))
+            self.measure(f"size_{side}", self.few, replace(self.settings, size=(side, side)))
             self.ceiling(f"autoencoder_{side}", side)
+
+
+PARTS = ("usual", "steps", "guidance", "precision", "masked", "sizes")
 
 
 def main() -> None:
     """Command line."""
     parser = report.parser(__doc__, "demo_quality.json")
     parser.add_argument("--edits", type=int, default=500)
-    parser.add_argument("--quick", action="store_true", help="the usual settings alone")
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     report.import_comfyui()
     report.import_pack()
     with torch.inference_mode():
-        quality = Quality(options.edits)
-        quality.everything(options.quick)
-    report.write(
-        options.out, quality.rows, "demo_quality.py", "--edits", str(options.edits), *["--quick"] * options.quick
-    )
+        quality = Quality(options.edits, options.steps)
+        for part in options.parts:
+            getattr(quality, part)()
+    how = ("--edits", str(options.edits), "--steps", str(options.steps), "--parts", *options.parts)
+    report.write(options.out, quality.rows, "demo_quality.py", *how)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python demo/train.py FOLDER             one card
     torchrun --nproc-per-node N demo/train.py FOLDER
     python demo/train.py FOLDER --start demo   goes on from the exported files in demo/
+    python demo/train.py FOLDER --start demo --guidance   guidance alone, on a CPU
     python demo/train.py FOLDER --smoke     a few steps of a tiny model, to try the script
 
 Stages already in FOLDER are skipped or gone on with. The files that ship come to lie in FOLDER/export.
@@ -24,12 +25,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model")
     parser.add_argument("--start", type=Path, metavar="EXPORTED", help="the folder with files to go on from")
+    parser.add_argument("--guidance", action="store_true", help="with --start: guidance alone; edits stay as they are")
     options = parser.parse_args()
+    if options.guidance and not options.start:
+        parser.error("--guidance goes on from exported files; name their folder with --start")
     import_pack()
-    from kontextkit.demo.training.recipe import GOING_ON, SMOKE, Recipe
+    from kontextkit.demo.training.recipe import GOING_ON, GUIDANCE, SMOKE, Recipe
     from kontextkit.demo.training.run import Run
 
-    recipe = SMOKE if options.smoke else GOING_ON if options.start else Recipe()
+    going_on = GUIDANCE if options.guidance else GOING_ON
+    recipe = SMOKE if options.smoke else going_on if options.start else Recipe()
     Run(recipe, options.folder).all(options.start)
 
 

@@ -16,6 +16,7 @@ from ...engine.training.flow_matching import Conditions, draw_sigmas, flow_match
 from ...engine.training.loop import Loop
 from ...engine.words.encoder import WordEncoder
 from ...engine.words.vocabulary import PADDING
+from .guidance import guidance_embedder_alone
 from .pool import SHARES, Group
 from .recipe import Recipe
 
@@ -67,25 +68,26 @@ class Lessons:
     def editing(self, main: Pool, others: list[Pool], folder: Path, report: Callable[[str], None]) -> None:
         """Flow matching on pictures of the main size and of others."""
         r = self.recipe
-        loop = self._loop(r.edit_steps, r.rate, decay_from=0.3)
+        loop = self._loop(r.edit_steps, r.rate)
         self._go(loop, lambda step: self._flow(step, [main, *others]), folder, "editing", report)
 
     def guidance(self, main: Pool, others: list[Pool], folder: Path, report: Callable[[str], None]) -> None:
         """Classifier-free guidance into the guidance embedding; the model so far is the teacher."""
         r = self.recipe
         teacher = copy.deepcopy(self.model).requires_grad_(False)
-        loop = self._loop(r.guidance_steps, r.guidance_rate, decay_from=0.2)
 
         def loss(step: int) -> Tensor:
             return self._guided(step, [main, *others], teacher)
 
-        self._go(loop, loss, folder, "guidance", report)
+        with guidance_embedder_alone(self.model, self.model.transformer.time_text_embed.guidance_embedder):
+            loop = Loop(self.model, r.guidance_steps, r.guidance_rate, decay_from=0.2)
+            self._go(loop, loss, folder, "guidance", report)
 
-    def _loop(self, n_steps: int, rate: float, decay_from: float) -> Loop:
+    def _loop(self, n_steps: int, rate: float) -> Loop:
         """Muon takes the matrices of attention and MLPs; modulations, embedders and vectors are AdamW's."""
         blocks = [(name, p) for name, p in self.model.named_parameters() if "transformer_blocks" in name]
         matrices = [name for name, p in blocks if p.ndim == 2 and "norm" not in name]
-        return Loop(self.model, n_steps, rate, decay_from=decay_from, matrices=matrices)
+        return Loop(self.model, n_steps, rate, decay_from=0.3, matrices=matrices)
 
     def _go(
         self,

@@ -8,8 +8,10 @@ import pytest
 import torch
 from kontextkit.demo.training.autoencoder import FLUX_SCALE, FLUX_SHIFT, Autoencoder
 from kontextkit.demo.training.export import bfl_state, read_autoencoder
-from kontextkit.demo.training.lessons import edit_weight
+from kontextkit.demo.training.guidance import guidance_embedder_alone
+from kontextkit.demo.training.lessons import DemoModel, edit_weight
 from kontextkit.demo.training.recipe import SMOKE
+from kontextkit.engine.flux.loop import embed_scalar
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -107,3 +109,34 @@ def test_places_that_change_weigh_more():
     assert weight[0, 0, 1, 2] == weight.max() > 1
     assert (weight == 1).sum() == 15
     assert edit_weight(clean, []) is None
+
+
+def test_the_lesson_of_guidance_changes_nothing_at_guidance_1():
+    torch.manual_seed(0)
+    model = DemoModel(SMOKE, 5).bfloat16().float()
+    embedder = model.transformer.time_text_embed.guidance_embedder
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+
+    def embedded(*guidance):
+        values = torch.tensor(guidance)
+        return embed_scalar(embedder, values, values)
+
+    one = embedded(1.0).detach()
+    with guidance_embedder_alone(model, embedder):
+        assert torch.equal(embedded(2.0, 9.0), one.expand(2, -1))
+        taught = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert len(taught) == 4
+        optimizer = torch.optim.AdamW(taught, 1e-2)
+        for _ in range(100):
+            target = one + torch.tensor([[0.0], [1.0], [4.0]])
+            (embedded(1.0, 2.0, 5.0) - target).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    after = embedded(1.0, 2.0, 2.1, 5.0)
+    torch.testing.assert_close(after[:1], one, rtol=0, atol=1e-6)
+    assert ((after[3] - one).mean() - 4).abs() < 0.3
+    assert (after[2] - after[1]).abs().mean() < 0.2
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert len(changed) == 4
+    assert all("guidance_embedder" in name for name in changed)
+    assert all(parameter.requires_grad for parameter in model.parameters())
