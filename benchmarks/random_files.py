@@ -105,11 +105,12 @@ def base_file(folder: Path, shapes: Mapping[str, Shape], mix: str = "") -> Path:
     path = folder / (f"{mix}.gguf" if mix else "bf16.safetensors")
     if path.exists():
         return path
+    unfinished = path.with_name(f"unfinished_{path.name}")  # a run that is killed leaves no file that seems whole
     if mix:
-        write_gguf(path, mixed(shapes, mix))
+        write_gguf(unfinished, mixed(shapes, mix))
     else:
-        write_bf16(path, shapes)
-    return path
+        write_bf16(unfinished, shapes)
+    return unfinished.replace(path)
 
 
 def full_step(tiny: bool) -> tuple[dict[str, Shape], dict[str, Any]]:

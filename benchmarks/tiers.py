@@ -1,6 +1,6 @@
 """Three tiers' workflows at full size, through a real server's API, under the memory of their cards.
 
-    COMFYUI_PATH=... python benchmarks/tiers.py [--tiny] [--folder FOLDER] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/tiers.py [--tiny] [--folder FOLDER] [--front-end FOLDER] [--out FILE]
 
 Transformer, text encoders and VAE are random numbers of the real sizes. The cap is real: another process holds the
 card's memory but for the cap before ComfyUI starts, and reads how much is free (memory_run.py). Every step is
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser = report.parser(__doc__, "tiers.json")
     parser.add_argument("--tiny", action="store_true", help="the demo model, to try the script")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
+    parser.add_argument("--front-end", type=Path, help="a folder in place of ComfyUI's web page, where it has none")
     options = parser.parse_args()
     report.tiny_variant(options)
     report.import_comfyui()
@@ -43,7 +45,8 @@ def main() -> None:
         for slug, cap, guide in CASES:
             workflow = json.loads((report.ROOT / "workflows" / "api" / f"kontext_tier_{slug}.json").read_text())
             graph = prepared(base, workflow, options.tiny)
-            rows += measure(base, graph, slug, None if options.tiny else cap, guide)
+            rows += measure(base, graph, slug, None if options.tiny else cap, guide, options.front_end)
+            report.save(options.out, rows, "tiers.py")
     report.write(options.out, rows, "tiers.py")
 
 
@@ -69,7 +72,6 @@ def prepared(base: Path, workflow: Json, tiny: bool) -> Json:
 
 def write_files(models: Path, workflow: Json) -> None:
     """Random numbers under the names of the workflow, unless the files are there."""
-    import torch
     from kontextkit.devtools.flux_shapes import bfl_shapes
     from random_files import FULL, mixed, write_gguf
     from safetensors.torch import save_file
@@ -83,34 +85,40 @@ def write_files(models: Path, workflow: Json) -> None:
             write_gguf(models / path, tensors())
     if not (models / VAE).exists():
         (models / VAE).parent.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(0)
         save_file(autoencoder().state_dict(), models / VAE)
 
 
 def autoencoder() -> Any:
     """ComfyUI's own module for FLUX.1's VAE, of random numbers; its configuration as in comfy/sd.py."""
+    import torch
     from comfy.ldm.models.autoencoder import AutoencodingEngine
 
     sizes = {"z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4]}
     sizes |= {"double_z": True, "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
     place = "comfy.ldm.modules.diffusionmodules.model"
-    return AutoencodingEngine(
+    model = AutoencodingEngine(
         regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
         encoder_config={"target": f"{place}.Encoder", "params": sizes},
         decoder_config={"target": f"{place}.Decoder", "params": sizes},
     )
+    torch.manual_seed(0)
+    with torch.no_grad():  # ComfyUI's layers leave them as memory was
+        for weight in model.parameters():
+            weight.normal_(std=weight[0].numel() ** -0.5) if weight.ndim > 1 else weight.fill_(1)
+    return model
 
 
-def measure(base: Path, graph: Json, slug: str, cap: float | None, guide: float) -> list[Json]:
+def measure(base: Path, graph: Json, slug: str, cap: float | None, guide: float, front_end: Path | None) -> list[Json]:
     """Rows of one tier: the first prompt, the second, a step of it, and the card's peak."""
     import requests
-    from kontextkit.devtools.server import ComfyServer, PromptError
+    from kontextkit.devtools.server import ComfyServer
 
     name, note = f"tiers.{slug}", f"the guide says {guide} s"
     holder = Process(["--hold"])
     free = holder.ask(None if cap is None else cap * GB)
     try:
-        with ComfyServer(Path(os.environ["COMFYUI_PATH"]), base) as server:
+        extra = ("--front-end-root", str(front_end.resolve())) if front_end else ()
+        with ComfyServer(Path(os.environ["COMFYUI_PATH"]).resolve(), base.resolve(), extra=extra) as server:
             seconds = []
             for seed in range(2):
                 for node in graph.values():
@@ -121,7 +129,9 @@ def measure(base: Path, graph: Json, slug: str, cap: float | None, guide: float)
                 seconds.append(time.perf_counter() - begin)
             runs = requests.get(f"{server.url}/kontextkit/runs", timeout=60).json()
             peak = (free - holder.ask("lowest")) / GB
-    except (PromptError, RuntimeError) as error:
+    except Exception as error:  # the next tier may go
+        traceback.print_exc()
+        print(*(base / "comfyui.log").read_text(errors="replace").splitlines()[-40:], sep="\n")
         return [report.failed(f"{name}.seconds", "s", f"{type(error).__name__}: {error}"[:300])]
     finally:
         holder.end()

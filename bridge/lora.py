@@ -28,6 +28,7 @@ from .notes import show_here
 from .patcher import is_dynamic, patcher_class
 
 KEY = "kontextkit.lora"
+Devices = tuple[torch.device, torch.device]  # to load to, to offload to: the MODEL's own
 STRONGEST = 10.0
 WHOLE = 0.9  # of the keys: where fewer match, the node warns
 N_FILES = 4  # read files to remember: their tensors stay mapped, which costs next to nothing
@@ -127,7 +128,8 @@ def bring_along(prepare: Callable[..., Any], patcher: Any, *rest: Any, **more: A
     """
     if not patcher.get_additional_models_with_key(KEY):
         loras, dtype = [each.lora for each in applied(patcher)], patcher.model.get_dtype_inference()
-        patcher.set_additional_models(KEY, [_stacks.patcher(loras, dtype, not is_dynamic(patcher))])
+        devices = patcher.load_device, patcher.offload_device
+        patcher.set_additional_models(KEY, [_stacks.patcher(loras, dtype, devices, not is_dynamic(patcher))])
     return prepare(patcher, *rest, **more)
 
 
@@ -150,11 +152,11 @@ class _Stacks:
     def __init__(self) -> None:
         self.kept: OrderedDict[tuple[object, ...], tuple[list[Lora], Any]] = OrderedDict()
 
-    def patcher(self, loras: list[Lora], dtype: torch.dtype, disable_dynamic: bool) -> Any:
+    def patcher(self, loras: list[Lora], dtype: torch.dtype, devices: Devices, disable_dynamic: bool) -> Any:
         """A ModelPatcher of the `LoraStack` of these LoRAs."""
-        key = (dtype, disable_dynamic, *map(id, loras))  # ids stay unique while the LoRAs are kept beside
+        key = (dtype, *devices, disable_dynamic, *map(id, loras))  # ids stay unique while the LoRAs are kept beside
         if key not in self.kept:
-            self.kept[key] = loras, _make_patcher(loras, dtype, disable_dynamic)
+            self.kept[key] = loras, _make_patcher(loras, dtype, devices, disable_dynamic)
         self.kept.move_to_end(key)
         while len(self.kept) > N_STACKS:
             self.kept.popitem(last=False)
@@ -164,13 +166,9 @@ class _Stacks:
 _stacks = _Stacks()
 
 
-def _make_patcher(loras: list[Lora], dtype: torch.dtype, disable_dynamic: bool = False) -> Any:
+def _make_patcher(loras: list[Lora], dtype: torch.dtype, devices: Devices, disable_dynamic: bool = False) -> Any:
     """disable_dynamic: see `patcher_class`."""
     stack = LoraStack([lora.adapters for lora in loras], dtype, HostedFactors)
-    load_device, offload_device = (
-        comfy.model_management.get_torch_device(),
-        comfy.model_management.unet_offload_device(),
-    )
-    patcher = patcher_class(load_device, disable_dynamic)(stack, load_device, offload_device)
-    patcher.cached_patcher_init = (_make_patcher, (loras, dtype))
+    patcher = patcher_class(devices[0], disable_dynamic)(stack, *devices)
+    patcher.cached_patcher_init = (_make_patcher, (loras, dtype, devices))
     return patcher

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import folder_paths
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import n_graphs, triton_missing
 from ..engine.quant import fp8
 from ..engine.tiers.presets import AUTO, FP8, Choices
-from . import runs
+from . import lora, runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
 from .notes import show
@@ -53,11 +53,12 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
         )
     if choices.target_ssim and vae is None:
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
-    resolved, lines = resolve(choices)
+    resolved, lines = resolve(choices, patcher.load_device)
     in_fp8 = resolved.precision == FP8 and not fp8.why_not(patcher.load_device)
     whole = resolved.compile != "off" or in_fp8  # weights that come over inside a Linear are no use to these
     clone = patcher.get_non_dynamic_delegate() if whole and is_dynamic(patcher) else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
+    clone.remove_additional_models(lora.KEY)  # an earlier run's factors, of dynamic VRAM perhaps
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, around_run), (WrappersMP.SAMPLER_SAMPLE, around_sampler)):
         clone.remove_wrappers_with_key(kind, KEY)
         if choices != Choices():
@@ -65,9 +66,8 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     return clone, "\n".join(lines)
 
 
-def resolve(choices: Choices) -> tuple[Choices, list[str]]:
-    """What can be done on this machine, without AUTO for compile, and what is done, a line each."""
-    device = comfy.model_management.get_torch_device()
+def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]:
+    """What can be done on the device, without AUTO for compile, and what is done, a line each."""
     lines = []
     if choices.compile == AUTO:
         on_card = device.type == "cuda"

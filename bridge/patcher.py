@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
+DELEGATE = "kontextkit_delegate"  # on the model: what ComfyUI keeps of its copy without dynamic VRAM
 REFUSAL = (
     "ComfyUI's own LoRA and merge nodes know FLUX by other tensor names than this MODEL has, so they would change "
     "nothing. For a LoRA use Load Kontext LoRA, which reads every kind of FLUX LoRA; take this node out otherwise."
@@ -50,6 +51,14 @@ def _kontext_patcher(base: Any) -> Any:
             added: list[Any] = super().add_hook_patches(hook, patches, *rest, **more)
             refuse(patches, added)
             return added
+
+        def get_non_dynamic_delegate(self) -> Any:
+            """One for the model, not one for each clone: another would load the file again."""
+            self.non_dynamic_delegate_model = getattr(self.model, DELEGATE, None)
+            made = super().get_non_dynamic_delegate()
+            setattr(self.model, DELEGATE, self.non_dynamic_delegate_model)
+            made.__class__ = _kontext_patcher(type(made))
+            return made
 
     return KontextPatcher
 

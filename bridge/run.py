@@ -56,8 +56,6 @@ class SamplingRun:
         self.failed = CompileFailed()
         self.parts = Parts() if choices.compile == "off" else compiled_parts(choices.compile, self.failed)
         self.attention_used = ""
-        self.kept: ReferenceSettings | None = None
-        self.room_asked = False
         self.notes: list[str] = []
         self.passes: list[tuple[str, Callable[[], float]]] = []  # kind, its seconds, read at the end
         self.n_graphs = 0
@@ -126,16 +124,17 @@ class SamplingRun:
         return caches
 
     def keeps(self, n_bytes: int, fp8_bytes: int) -> ReferenceSettings | None:
-        """How references are kept, by the memory that is free when it is first asked; None: not at all."""
-        if n_bytes and not self.room_asked and self.choices.references:
-            self.room_asked, free = True, comfy.model_management.get_free_memory(self.device)
-            fits = [size < SHARE_OF_FREE * free for size in (n_bytes, fp8_bytes)]
-            self.kept = replace(self.choices.references, fp8=not fits[0]) if any(fits) else None
-            if not fits[0]:
-                way = f"are kept in FP8 ({fp8_bytes / 1e9:.1f} GB)" if fits[1] else "are computed at every step"
-                sizes = f"{n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-                self.notes.append(f"References {way}: as computed they would take {sizes}.")
-        return self.kept if n_bytes else None
+        """How a series' references are kept, by the memory that is free beside those already kept; None: not at all."""
+        if not n_bytes or not self.choices.references:
+            return None
+        free = comfy.model_management.get_free_memory(self.device)
+        fits = [size < SHARE_OF_FREE * free for size in (n_bytes, fp8_bytes)]
+        if not fits[0]:
+            way = f"are kept in FP8 ({fp8_bytes / 1e9:.1f} GB)" if fits[1] else "are computed at every step"
+            sizes = f"{n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+            note = f"References {way}: as computed they would take {sizes}."
+            self.notes = [*(each for each in self.notes if not each.startswith("References ")), note]
+        return replace(self.choices.references, fp8=not fits[0]) if any(fits) else None
 
     @contextmanager
     def timed(self, caches: Caches) -> Iterator[None]:
@@ -159,10 +158,19 @@ class SamplingRun:
         name = self.choices.attention
         if plain and name == AUTO:
             name = fastest(q, k, v) or ""
-        if not plain or not name:
+        if not plain or name in ("", "comfyui"):
+            return attention(q, k, v, *rest, **more)
+        try:
+            attended = BACKENDS[name](q, k, v)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ImportError) as error:  # no kernel of this backend for such a card or dtype
+            first = str(error).strip().splitlines()[0]
+            self.notes.append(f"Attention is ComfyUI's: {name} does not run on {self.device} in {q.dtype} ({first}).")
+            self.choices = replace(self.choices, attention="comfyui")
             return attention(q, k, v, *rest, **more)
         self.attention_used = name
-        return BACKENDS[name](q, k, v).transpose(1, 2).flatten(2)
+        return attended.transpose(1, 2).flatten(2)
 
     def figures(self) -> dict[str, float]:
         """What happened, in numbers: seconds, passes of each kind, and on a card peak_gb."""

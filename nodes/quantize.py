@@ -91,9 +91,10 @@ class KontextQuantize(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str | None = None, **_: object) -> str:
-        """Runs again when the source has changed on disk; one that comes over a link is not known yet."""
-        return MODELS.fingerprint(model_name) if model_name else ""
+    def fingerprint_inputs(cls, model_name: str | None = None, lora_name: str | None = None, **_: object) -> str:
+        """Runs again when source or LoRA has changed on disk; one that comes over a link is not known yet."""
+        lora = LORAS.fingerprint(lora_name) if lora_name and lora_name != NO_LORA else ""
+        return (MODELS.fingerprint(model_name) if model_name else "") + lora
 
     @classmethod
     def execute(

@@ -45,12 +45,11 @@ class ReferenceCache:
         self.kept: dict[Hashable, tuple[Tensor | InFp8, ...]] = {}
         self.n_computed = self.n_since_refresh = 0
         self.reuses = False
-        self.n_own = 0
+        self.n_own = 0  # text and target tokens of this pass, which come first
 
-    def begin(self, n_own: int) -> bool:
-        """Before a pass: whether it leaves the references out. n_own: text and target tokens, which come first."""
+    def begin(self) -> bool:
+        """Before a pass: whether it leaves the references out."""
         s = self.settings
-        self.n_own = n_own
         self.reuses = self.n_computed >= max(1, s.n_first) and self.n_since_refresh < s.interval - 1
         return self.reuses
 

@@ -36,12 +36,14 @@ def predict_velocity(
     timestep: (B,) in 0-1; pooled: (B, >= D_pooled) or None for zeros; guidance: (1 or B,) or None for none.
     """
     hooks = hooks or BlockHooks()
-    if hooks.references and hooks.references.begin(txt.shape[1] + n_target):
+    if hooks.references and hooks.references.begin():
         img, img_ids = img[:, :n_target], img_ids[:, :n_target]
     img = transformer.x_embedder(img)
     vec = embed_conditions(transformer.time_text_embed, timestep, pooled, guidance, img)
     txt = transformer.context_embedder(txt)
     img, txt, img_ids, txt_ids = hooks.embedded(img, txt, img_ids, txt_ids)
+    if hooks.references:
+        hooks.references.n_own = txt.shape[1] + n_target  # a patch may have added text
     pe = embed_positions(torch.cat((txt_ids, img_ids), dim=1), transformer.config.axes_dims_rope)
     stream = Stream(img, txt, vec, pe, mask)
     run_blocks(transformer, stream, hooks, n_target)

@@ -94,4 +94,5 @@ def dora_gain(adapter: Adapter, weight: Tensor) -> Tensor:
     magnitude = adapter.magnitude if isinstance(adapter, ColumnDoRA) else low_rank.magnitude
     assert magnitude is not None
     merged = torch.addmm(weight, low_rank.up.to(weight), low_rank.down.to(weight), alpha=low_rank.scale)
-    return magnitude.to(weight) / merged.norm(dim=0 if isinstance(adapter, ColumnDoRA) else 1)
+    norms = merged.norm(dim=0 if isinstance(adapter, ColumnDoRA) else 1)
+    return magnitude.to(weight) / norms.clamp_min(1e-12)  # a row of zeros stays one

@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--lora", type=Path, action="append", default=[], help="merged first; may stand several times")
     parser.add_argument("--strength", type=float, action="append", default=[], help="of each --lora, in order; 1")
     options = parser.parse_args()
+    if len(options.strength) > len(options.lora):
+        parser.error("--strength stands more often than --lora; give one for each, in order")
     strengths = options.strength + [1.0] * (len(options.lora) - len(options.strength))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pace = Pace(options.qtype)

@@ -41,9 +41,9 @@ class Piece:
                 if (linear := name.removesuffix(".weight")) in lora.adapters
             ]
             if adapters:
-                weight = part.decode()
-                for adapter, strength in adapters:
-                    weight = merged(weight, adapter, strength)
+                weight = base = part.decode()
+                for adapter, strength in adapters:  # each as if it were the only one, as they run
+                    weight = weight + (merged(base, adapter, strength) - base)
                 part = PackedTensor(weight, "F32", part.shape)
             halves = [part.rows(len(part.data) // 2, len(part.data)), part.rows(0, len(part.data) // 2)]
             for piece in halves if self.swapped else [part]:

@@ -72,7 +72,7 @@ def written_whole(target: Path) -> Iterator[Sink]:
     except OSError as error:
         raise QuantizeError(
             f"{target.name}: it could not be written ({error.strerror or error}). What was there before is as it was; "
-            "free some space or choose another folder, then run it again."
+            "free some space, unload a model that uses this file, or choose another folder, then run it again."
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)

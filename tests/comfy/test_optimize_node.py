@@ -245,3 +245,26 @@ def test_a_search_broken_off_is_begun_again(demo, said):
         demo(USUAL, 0.97, change=lambda model: patched(model, stop))
     demo(USUAL, 0.97)
     assert "found in" in said.texts[-1]
+
+
+def test_clones_of_a_model_share_one_copy_without_dynamic_vram(model):
+    """By ComfyUI's own method on a patcher that says it is dynamic, which no CPU has."""
+    import comfy.model_patcher
+    from kontextkit.bridge import patcher
+
+    dynamic = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)
+    if dynamic is None:
+        pytest.skip("this ComfyUI has no dynamic VRAM")
+    loads, (make, given, *more) = [], model.cached_patcher_init
+    own = {"is_dynamic": lambda _: True, "get_non_dynamic_delegate": dynamic.get_non_dynamic_delegate}
+    base = type("Dynamic", (comfy.model_patcher.ModelPatcher,), own | {"non_dynamic_delegate_model": None})
+    twin = model.clone()
+    twin.__class__ = patcher._kontext_patcher(base)
+    twin.cached_patcher_init = (lambda *words, **how: loads.append(1) or make(*words, **how), given, *more)
+    made = [twin.clone().get_non_dynamic_delegate() for _ in range(3)]
+    assert loads == [1]
+    assert len({id(each.model) for each in made}) == 1
+    assert made[0].model is not model.model
+    with pytest.raises(ValueError, match="ComfyUI's own LoRA and merge nodes"):
+        made[0].add_patches({"diffusion_model.double_blocks.0.img_attn.qkv.weight": (torch.zeros(1),)})
+    del model.model.kontextkit_delegate

@@ -148,6 +148,27 @@ def test_loras_are_merged_before_quantizing(tensors, source, tmp_path):
     ]
 
 
+def test_several_loras_are_merged_as_they_run(tensors, source, tmp_path):
+    """Each as if it were the only one: DoRA's norms are of the base weight with its own change alone."""
+    generator = torch.Generator().manual_seed(2)
+    name, paths = "double_blocks.0.img_attn.qkv.weight", []
+    for i in range(2):
+        down, up = torch.randn(4, 256, generator=generator) * 0.1, torch.randn(768, 4, generator=generator) * 0.1
+        lora = {f"{name.removesuffix('weight')}lora_A.weight": down, f"{name.removesuffix('weight')}lora_B.weight": up}
+        lora[f"{name.removesuffix('weight')}dora_scale"] = torch.rand(768, 1, generator=generator) + 0.5
+        paths.append(tmp_path / f"{i}.safetensors")
+        save_file({f"diffusion_model.{key}": value for key, value in lora.items()}, paths[-1])
+
+    def merged(*loras):
+        result = quantize(source, "F16", tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf", loras=loras)
+        return open_checkpoint(result.path).tensors[name].decode()
+
+    base, first, second = merged(), merged((paths[0], 1.0)), merged((paths[1], 0.7))
+    both = merged((paths[0], 1.0), (paths[1], 0.7))
+    assert (first - base).norm() > 0.1 * base.norm()
+    assert torch.allclose(both, first + second - base, rtol=0.01, atol=2e-3)
+
+
 def test_rows_that_are_not_whole_blocks_become_f16_and_that_is_said(bfl_tensors, tmp_path):
     save_file(bfl_tensors, tmp_path / "narrow.safetensors")
     result = quantize(tmp_path / "narrow.safetensors", "Q4_K_S", tmp_path / "narrow.gguf")
@@ -201,3 +222,6 @@ def test_the_command_line_does_the_same(source, done, tmp_path):
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert f"SHA-256 {done.sha256}" in ran.stdout
+    ran = subprocess.run([*command, "--strength", "0.5"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr.endswith("--strength stands more often than --lora; give one for each, in order\n")

@@ -123,3 +123,15 @@ def test_the_forecast_is_what_is_kept(velocity):
     kept = sum(k.nbytes + v.nbytes for k, v in references.kept.values())
     assert kept == n_bytes(N_REFERENCES, batch=1, width=256, n_blocks=5, itemsize=4)
     assert n_bytes(4096, 1, 3072, 57, 2) == pytest.approx(2.87e9, rel=0.01)  # a 1024x1024 reference of FLUX in BF16
+
+
+def test_text_that_a_patch_adds_is_not_taken_for_a_reference(velocity):
+    class Longer(Hooks):
+        def embedded(self, img, txt, img_ids, txt_ids):
+            return img, txt.repeat(1, 3, 1), img_ids, txt_ids.repeat(1, 3, 1)
+
+    hooks = Longer(ReferenceCache(ReferenceSettings(n_first=1, interval=9)))
+    full = velocity(hooks, 0.7)
+    assert error(full, velocity(Hooks(), 0.7)) > 1e-3
+    assert error(velocity(hooks, 0.7), full) < 1e-6
+    assert {k.shape[2] for k, _ in hooks.references.kept.values()} == {N_REFERENCES}
