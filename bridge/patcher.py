@@ -57,7 +57,8 @@ def _kontext_patcher(base: Any) -> Any:
             self.non_dynamic_delegate_model = getattr(self.model, DELEGATE, None)
             made = super().get_non_dynamic_delegate()
             setattr(self.model, DELEGATE, self.non_dynamic_delegate_model)
-            made.__class__ = _kontext_patcher(type(made))
+            kind: Any = type(made)
+            made.__class__ = _kontext_patcher(kind)
             return made
 
     return KontextPatcher

@@ -1,6 +1,7 @@
 """The rooms of the house and what they may import, read from the sources."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -118,3 +119,14 @@ def test_importing_the_pack_loads_nothing_heavy(comfyui):
     ids, heavy = result.stdout.strip().splitlines()[-2:]
     assert "KontextLoadModel" in ids
     assert heavy == "[]"
+
+
+def test_what_scripts_import_of_the_pack_is_there(comfyui):
+    """Benchmarks run by hand only: a name that moved would be missed on the lent card."""
+    for path in [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "devtools").rglob("*.py"), *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kontextkit") and not node.level:
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    there = hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}")
+                    assert there, f"{path.name}:{node.lineno}: {node.module} has no {name}"

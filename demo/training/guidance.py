@@ -44,7 +44,7 @@ def guidance_embedder_alone(model: nn.Module, embedder: nn.Module) -> Iterator[N
     with torch.no_grad():
         for parameter in (first.weight, first.bias, last.weight):
             parameter.copy_(parameter.bfloat16())
-        last.bias += wanted - embedded()
+        last.bias.copy_(last.bias + wanted - embedded())
 
 
 def slow_waves(first: nn.Linear) -> Tensor:

@@ -56,8 +56,10 @@ class Cache(Protocol):
 class References(Protocol):
     """Keeps what the references' tokens are to the others over several passes; needs `rotates`."""
 
-    def begin(self, n_own: int) -> bool:
-        """Before a pass: whether the references are left out of it. n_own: text and target tokens."""
+    n_own: int  # text and target tokens of the pass
+
+    def begin(self) -> bool:
+        """Before a pass: whether the references are left out of it."""
 
     def computed(self) -> None:
         """After a pass that ran all blocks."""

@@ -180,3 +180,18 @@ def test_where_references_do_not_fit_they_are_kept_in_fp8_and_where_these_do_not
             assert 0 < error(picture, expected) < error(k_sampler(model), expected)
         else:
             assert torch.equal(picture, k_sampler(model))
+
+
+def test_every_series_asks_whether_its_references_fit(comfyui, monkeypatch):
+    """Of a second guidance that is not batched, or of a sampler with two evaluations a step."""
+    import comfy.model_management as management
+    from kontextkit.bridge.run import SamplingRun
+
+    run = SamplingRun(Choices(references=ReferenceSettings(n_first=1, interval=9)), [1.0, 0.0], torch.device("cpu"))
+    kept = []
+    for free in (3000, 1500, 500):
+        monkeypatch.setattr(management, "get_free_memory", lambda device, free=free: free)
+        kept.append(run.keeps(1000, 251))
+    assert [settings and settings.fp8 for settings in kept] == [False, True, None]
+    assert [note.split(":")[0] for note in run.notes] == ["References are computed at every step"]
+    assert run.keeps(0, 0) is None

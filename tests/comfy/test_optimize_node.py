@@ -82,6 +82,16 @@ def test_a_way_to_attend_is_used_and_gives_the_same_picture(model, said, name, m
     assert said.texts[-1].endswith(f"Attention: {name}.")
 
 
+def test_a_way_that_does_not_run_here_is_told_and_comfyui_s_takes_its_place(model, said, monkeypatch):
+    def no_kernel(*qkv):
+        raise RuntimeError("No viable backend for scaled_dot_product_attention was found.\nmore")
+
+    monkeypatch.setitem(BACKENDS, "flash", no_kernel)
+    assert torch.equal(k_sampler(optimized(model, attention="flash")), k_sampler(model))
+    words = "Attention is ComfyUI's: flash does not run on cpu in torch.float32 (No viable backend for scaled_dot"
+    assert said.texts[-1].count(words) == 1
+
+
 def test_a_mask_or_another_node_s_attention_keeps_its_own_way(model, said):
     mask = torch.zeros(1, 7 + 48, 7 + 48)  # of 7 words and 8x6 tokens of the picture
     mask[..., 1:7] = -100

@@ -92,3 +92,16 @@ def test_a_bad_name_and_half_a_check_are_explained(server):
     del half["1"]["inputs"]["vae"]
     with pytest.raises(PromptError, match="2 connected, expected none or all"):
         server.run(half)
+
+
+def test_another_file_under_the_lora_s_name_quantizes_anew(comfyui, monkeypatch):
+    from kontextkit.bridge.paths import Shelf
+    from kontextkit.nodes.quantize import NO_LORA, KontextQuantize
+
+    def mark(lora_name, day):
+        monkeypatch.setattr(Shelf, "fingerprint", lambda _, name: f"{name} of {day if name == 'l' else 'monday'} ")
+        return KontextQuantize.fingerprint_inputs(model_name="m", lora_name=lora_name)
+
+    assert mark("l", "monday") == "m of monday l of monday "
+    assert mark("l", "tuesday") == "m of monday l of tuesday "
+    assert mark(NO_LORA, "tuesday") == mark(None, "tuesday") == "m of monday "
