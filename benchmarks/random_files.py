@@ -102,15 +102,16 @@ def base_files(folder: Path, shapes: Mapping[str, Shape], mix: str) -> dict[str,
 
 def base_file(folder: Path, shapes: Mapping[str, Shape], mix: str = "") -> Path:
     """The file of random weights in BF16, or in a mix, written unless it is there."""
+    from kontextkit.engine.whole_file import whole_file
+
     path = folder / (f"{mix}.gguf" if mix else "bf16.safetensors")
-    if path.exists():
-        return path
-    unfinished = path.with_name(f"unfinished_{path.name}")  # a run that is killed leaves no file that seems whole
-    if mix:
-        write_gguf(unfinished, mixed(shapes, mix))
-    else:
-        write_bf16(unfinished, shapes)
-    return unfinished.replace(path)
+    if not path.exists():
+        with whole_file(path) as unfinished:
+            if mix:
+                write_gguf(unfinished, mixed(shapes, mix))
+            else:
+                write_bf16(unfinished, shapes)
+    return path
 
 
 def full_step(tiny: bool) -> tuple[dict[str, Shape], dict[str, Any]]:

@@ -73,6 +73,7 @@ def prepared(base: Path, workflow: Json, tiny: bool) -> Json:
 def write_files(models: Path, workflow: Json) -> None:
     """Random numbers under the names of the workflow, unless the files are there."""
     from kontextkit.devtools.flux_shapes import bfl_shapes
+    from kontextkit.engine.whole_file import whole_file
     from random_files import FULL, mixed, write_gguf
     from safetensors.torch import save_file
 
@@ -82,10 +83,12 @@ def write_files(models: Path, workflow: Json) -> None:
     for path, tensors in wanted.items():
         if not (models / path).exists():
             (models / path).parent.mkdir(parents=True, exist_ok=True)
-            write_gguf(models / path, tensors())
+            with whole_file(models / path) as unfinished:
+                write_gguf(unfinished, tensors())
     if not (models / VAE).exists():
         (models / VAE).parent.mkdir(parents=True, exist_ok=True)
-        save_file(autoencoder().state_dict(), models / VAE)
+        with whole_file(models / VAE) as unfinished:
+            save_file(autoencoder().state_dict(), unfinished)
 
 
 def autoencoder() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -46,10 +46,15 @@ def with_references(
     method = {METHOD: "index" if layout == "index" else "offset"}
     out = []
     for context, values in node_helpers.conditioning_set_values(conditioning, method):
-        had = list(values.get(LATENTS, ()))
-        their = [*values.get(REFERENCE_WEIGHTS, ()), *[()] * len(had)][: len(had)]
-        out.append([context, values | {LATENTS: [*had, *latents], REFERENCE_WEIGHTS: (*their, *weights)}])
+        more = {LATENTS: [*values.get(LATENTS, ()), *latents], REFERENCE_WEIGHTS: (*weights_of(values), *weights)}
+        out.append([context, values | more])
     return out
+
+
+def weights_of(values: Mapping[str, Any]) -> tuple[Weights, ...]:
+    """Of the tokens of each reference in a conditioning's values; () where none were given."""
+    n = len(values.get(LATENTS, ()))
+    return (*values.get(REFERENCE_WEIGHTS, ()), *[()] * n)[:n]
 
 
 def weigh(conditioning: Conditioning, weight: float) -> Conditioning:
@@ -59,8 +64,7 @@ def weigh(conditioning: Conditioning, weight: float) -> Conditioning:
     """
     out = []
     for context, values in conditioning:
-        n, had = len(values.get(LATENTS, ())), values.get(REFERENCE_WEIGHTS, ())
-        seen = [tuple(weight if one else 0.0 for one in some) or (weight,) for some in (*had, *[()] * n)][:n]
+        seen = (tuple(weight if one else 0.0 for one in some) or (weight,) for some in weights_of(values))
         changed = values | {REFERENCE_WEIGHTS: tuple(seen)}
         if not weight:
             changed = {name: value for name, value in changed.items() if name not in (LATENTS, REFERENCE_WEIGHTS)}

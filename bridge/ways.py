@@ -1,4 +1,4 @@
-"""What a sweep changes: a way to make pictures, and each setting as a change of it."""
+"""What a sweep changes: a way to make pictures, how it is sampled, and each setting as a change of it."""
 
 from __future__ import annotations
 

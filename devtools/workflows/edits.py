@@ -16,7 +16,6 @@ FOUR = (
     "fourth image."
 )
 GALLERY = 4  # pictures a run
-AFTER = {False: "fixed", True: "randomize"}  # a run: other pictures each time, where many are wanted
 TILED = 1536  # pixels a side from which the VAE decodes in tiles
 
 
@@ -135,12 +134,13 @@ def edit(graph: Graph, tier: str, use_case: str, chosen_settings: Settings, enco
     latent, batch = encoded["LATENT"], use_case == "gallery batch"
     if batch:
         latent = graph.node("RepeatLatentBatch", samples=latent, amount=GALLERY)["LATENT"]
-    sampled = sample(graph, fast["MODEL"], encoded, negative, latent, after=AFTER[batch], **by(chosen))
+    after = "randomize" if batch else "fixed"  # other pictures each run, where many are wanted
+    sampled = sample(graph, fast["MODEL"], encoded, negative, latent, after=after, **by(chosen))
     in_tiles = chosen_settings.width >= TILED or chosen_settings.preset == "low memory"
-    after = decode(graph, sampled, vae, in_tiles)
-    graph.node("SaveImage", images=after, filename_prefix=graph.name, width_px=420)
+    result = decode(graph, sampled, vae, in_tiles)
+    graph.node("SaveImage", images=result, filename_prefix=graph.name, width_px=420)
     if not batch:
-        compare(graph, picture, after)
+        compare(graph, picture, result)
     read_me(graph, note, chosen_settings.model, *([lora] if lora else []), CLIP_L, encoder, VAE)
     return graph
 

@@ -75,7 +75,7 @@ def bring_back(image: Tensor, original: Tensor, fit: Fit) -> Tensor:
 def token_mask(mask: Tensor, size: Size, fit: Fit) -> Tensor:
     """A mask (H, W) of a picture -> which tokens of the picture brought to `size` it touches, (rows, columns) bool.
 
-    However thin: a stroke that scaling wears away still counts.
+    A stroke that scaling wears away still counts, down to a fifth of a scaled pixel.
     """
     placed = bring_to((mask > 0.5)[None, ..., None].float(), size, fit)[0, ..., 0]
     return F.max_pool2d(placed[None, None], GRID)[0, 0] > TOUCHED
