@@ -6,8 +6,8 @@ Random weights, everything on the card, 28 steps of euler at 1024x1024, 512 text
 nothing else is said; a run's seconds hold the making of its FP8 weights. With random weights it means nothing which
 steps a cache would skip, so they are fixed, of 28:
 
-fast   what the demo model's edits compute under the preset, FAST_MAP of references_steps.py: 0, 5, 10, 15, 20, 23, 26;
-       of these the preset computes the references at 0, 5 and 23
+fast   what the demo model's edits compute under the preset (measured_maps.py); its row says which. Of these the preset
+       computes the references at the first two and at the sixth
 eleven steps 0, 1, 2, 4, 6, 9, 12, 16, 20, 24, 27, references at the first two of them alone
 
 The most important parts come first; what is not done after M minutes is left out, and a failure costs its own rows
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +27,8 @@ from typing import Any
 import report
 import torch
 from optimize_peers import Diffusers
-from random_files import DEVICE, base_file
-from references_steps import BUDGET, FAST_MAP, ReferenceBench
+from random_files import COMPUTE, DEVICE, base_file, call
+from references_steps import BUDGET, ReferenceBench
 from sampling import Optimized
 from stages import Stages
 from timed_runs import Sample, Timed, timed
@@ -35,6 +36,7 @@ from torch import Tensor
 
 ELEVEN_MAP = (0, 1, 2, 4, 6, 9, 12, 16, 20, 24, 27)
 FEW_STEPS = 8
+SIDES, BATCHES = (512, 768), (1, 4)  # of the second table, pixels
 NEVER = 1000  # an interval
 
 
@@ -53,21 +55,31 @@ class FastBench(ReferenceBench):
         self.stages.run("six references", self.six_references, ("fast.six_refs_ratio",), "times")
         self.stages.run("Q4_K_M", self.packed, ("fast.q4_k_m.ratio",), "times")
         self.stages.run("other maps", self.other_maps, ("fast.eleven.speedup",), "times")
+        for side, batch in product(SIDES, BATCHES):
+            name = f"fast.{side}.batch_{batch}"
+            work = lambda side=side, batch=batch, name=name: self.other_size(side, batch, name)  # noqa: E731
+            self.stages.run(name, work, (f"{name}.speedup",), "times")
 
-    def choices(self, preset: str, steps: tuple[int, ...] = FAST_MAP, **changes: Any) -> Any:
+    def choices(self, preset: str, steps: tuple[int, ...] = (), **changes: Any) -> Any:
         """A preset's, with the map where it skips."""
         from kontextkit.engine.tiers.presets import PRESETS
 
         choices = replace(PRESETS[preset], **changes)
-        computed = tuple(step for step in steps if step < self.n_steps)
+        computed = tuple(step for step in steps or self.maps["fast"] if step < self.n_steps)
         return replace(choices, cache=replace(choices.cache, computed=computed)) if choices.cache else choices
 
-    def way(self, choices: Any, given: list[list[Any]] | None = None, patcher: Any = None) -> Sample:
+    def way(
+        self,
+        choices: Any,
+        given: list[list[Any]] | None = None,
+        patcher: Any = None,
+        noise: Tensor | None = None,
+    ) -> Sample:
         """What samples with our MODEL. Raises RuntimeError where FP8 was chosen and could not be."""
-        optimized = Optimized(patcher or self.ours, choices)
+        optimized, noise = Optimized(patcher or self.ours, choices), self.noise if noise is None else noise
 
         def run(n_steps: int, after_step: Any) -> tuple[Tensor, list[str]]:
-            made = optimized.sample(self.noise, n_steps, given or self.conditioning, lambda *_: after_step())
+            made = optimized.sample(noise, n_steps, given or self.conditioning, lambda *_: after_step())
             notes = optimized.last.notes if optimized.last else [optimized.report]
             if choices.precision != "as loaded" and not any(note.startswith("Products in FP8") for note in notes):
                 raise RuntimeError(" ".join(notes))
@@ -76,10 +88,10 @@ class FastBench(ReferenceBench):
 
         return run
 
-    def in_turns(self, ways: dict[str, Sample], n_steps: int) -> dict[str, list[Timed]]:
-        """Each warmed up by a whole run, then --rounds on the clock in turns."""
+    def in_turns(self, ways: dict[str, Sample], n_steps: int, rounds: int = 0) -> dict[str, list[Timed]]:
+        """Each warmed up by a whole run, then `rounds` (0: those of the command line) on the clock in turns."""
         runs: dict[str, list[Timed]] = {name: [] for name in ways}
-        for turn in range(1 + self.options.rounds):
+        for turn in range(1 + (rounds or self.options.rounds)):
             for name, sample in ways.items():
                 runs[name].append(timed(sample, n_steps))
                 print(f"           {name}: {runs[name][-1].seconds:.3f} s{'' if turn else ', warming up'}", flush=True)
@@ -94,7 +106,7 @@ class FastBench(ReferenceBench):
         runs = self.in_turns(ways, self.n_steps)
         self.base = seconds(runs["diffusers"])
         self.stages.add(report.row("fast.diffusers_seconds", self.base, "s", f"eager, BF16, {self.n_steps} steps"))
-        self.speedup("fast", runs["fast"], 8.0)
+        self.speedup("fast", runs["fast"], self.base, 8.0)
 
     def other_maps(self) -> None:
         """Eleven steps with frozen references, and products as loaded, against the same diffusers."""
@@ -106,15 +118,29 @@ class FastBench(ReferenceBench):
             "as_loaded": self.way(self.choices("fast")),
         }
         for name, runs in self.in_turns(ways, self.n_steps).items():
-            self.speedup(f"fast.{name}", runs)
+            self.speedup(f"fast.{name}", runs, self.base)
 
-    def speedup(self, row: str, runs: list[Timed], goal: float | None = None) -> None:
-        """Rows of a way's seconds, and of diffusers' over them."""
+    def other_size(self, side: int, batch: int, name: str) -> None:
+        """Pictures and their one reference of side x side pixels, so many at once."""
+        one = call(side // (32 if self.options.tiny else 8), self.shapes, COMPUTE)
+        many = {key: value.repeat(batch, *[1] * (value.ndim - 1)) for key, value in one.items() if key != "ref_latents"}
+        many["ref_latents"] = [latent.repeat(batch, 1, 1, 1) for latent in one["ref_latents"]]
+        values = {"pooled_output": one["y"], "guidance": 2.5, "reference_latents": one["ref_latents"]}
+        ways = {
+            "diffusers": Diffusers(self.ours, many).plain(),
+            "fast": self.way(self.choices("fast", precision="fp8"), [[one["context"], values]], noise=many["x"]),
+        }
+        runs = self.in_turns(ways, self.n_steps, rounds=1)
+        self.speedup(name, runs["fast"], seconds(runs["diffusers"]))
+
+    def speedup(self, row: str, runs: list[Timed], base: float, goal: float | None = None) -> None:
+        """Rows of a way's seconds, and of diffusers' `base` over them."""
         kinds = [f"{runs[0].kinds.count(kind)} {kind}" for kind in dict.fromkeys(runs[0].kinds)]
         spread = f"{len(runs)} runs, {min(r.seconds for r in runs):.3f} to {max(r.seconds for r in runs):.3f} s"
-        note = f"{', '.join(kinds)}; {spread}"
+        computed = ", ".join(str(step) for step, kind in enumerate(runs[0].kinds) if kind != "skipped")
+        note = f"{', '.join(kinds)} (steps {computed} are not); {spread}"
         self.stages.add(report.row(f"{row}.seconds", seconds(runs), "s", note))
-        self.stages.add(report.row(f"{row}.speedup", self.base / seconds(runs), "times", note, goal, "higher"))
+        self.stages.add(report.row(f"{row}.speedup", base / seconds(runs), "times", note, goal, "higher"))
 
     def single_steps(self) -> None:
         """Full ones in FP8 and as loaded, and those with kept references."""

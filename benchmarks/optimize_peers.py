@@ -103,7 +103,7 @@ class Diffusers:
     def velocity(self, transformer: Any, x: Tensor, sigma: float) -> Tensor:
         """Of the target's tokens x (1, L, 64)."""
         tokens = torch.cat((x, self.reference), dim=1)
-        timestep = torch.full((1,), sigma, dtype=x.dtype, device=x.device)
+        timestep = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
         (out,) = transformer(hidden_states=tokens, timestep=timestep, **self.given)
         return out[:, : x.shape[1]]
 

@@ -19,7 +19,7 @@ from typing import Any
 import report
 import torch
 from held_out import Settings
-from single_edits import Made, SingleEdit, SingleEdits, typical
+from single_edits import Made, SingleEdit, SingleEdits, judged, typical
 from stages import Stages
 
 THRESHOLDS = (0.03, 0.05, 0.08, 0.12, 0.17, 0.25, 0.35, 0.5, 0.8)
@@ -130,7 +130,8 @@ class Quality:
     ) -> None:
         """Rows of these measures."""
         n_steps, n_computed = self.settings.steps, [len(steps) for steps in made.computed]
-        likeness, success = self.judged(edits, made)
+        assert self.full
+        likeness, success = judged(edits, self.full.pictures[[edit.number for edit in edits]], made.pictures)
         values = {
             "computed_steps": (
                 statistics.mean(n_computed),
@@ -151,16 +152,6 @@ class Quality:
             better = "lower" if measure == "computed_steps" else "higher"
             goal = (goals or {}).get(measure)
             self.stages.add(report.row(f"optimize.{name}.{measure}", measured, unit, note, goal, better))
-
-    def judged(self, edits: Sequence[SingleEdit], made: Made) -> tuple[torch.Tensor, float]:
-        """SSIM (n,) to the pictures with every step computed, and the share of edits that succeed."""
-        from kontextkit.demo.training.judge import judge
-        from kontextkit.engine.metrics.ssim import ssim
-
-        assert self.full
-        likeness = ssim(self.full.pictures[[edit.number for edit in edits]], made.pictures)
-        before, right = (torch.stack([getattr(edit, what) for edit in edits]) for what in ("before", "right"))
-        return likeness, judge(before, right, made.pictures).success.float().mean().item()
 
 
 def words(name: str, number: float) -> str:

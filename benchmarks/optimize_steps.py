@@ -21,8 +21,6 @@ mix            presets quality and balanced from a GGUF file
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 
 import report
 import torch
+from measured_maps import QUALITY, measured_maps
 from optimize_peers import ComfyUI, Diffusers
 from optimize_probes import Decode, probe
 from random_files import COMPUTE, DEVICE, MIXES, base_file, full_step
@@ -49,7 +48,6 @@ PARTS = {  # and the row that says so where a part came to nothing
 }
 GOALS = {"quality": 1.3, "balanced": 2.8}
 AUTOTUNE = "max-autotune-no-cudagraphs"
-MAP = re.compile(r"\[([\d, ]+)\]")
 LONGEST = {"torch_compile": 200.0, "autotune": 200.0}  # seconds that such a first run may take
 
 
@@ -125,7 +123,7 @@ class Bench:
 
     def main(self) -> None:
         """The presets."""
-        columns = [self.column("quality", "quality", mode="optimize.{}.default")]
+        columns = [self.column("quality", "quality", mode="optimize.{}.fused")]
         columns += [self.column(name, name) for name in ("balanced", "fast")]
         self.turns(*columns, rounds=self.options.rounds, silent=False)
 
@@ -139,7 +137,8 @@ class Bench:
         self.turns(
             self.column("off", "off"),
             self.column("attention_only", "quality", compile="off"),
-            self.column("compile_only", "quality", attention="comfyui"),
+            self.column("fused_only", "quality", attention="comfyui"),
+            self.column("compiled", "quality", mode="optimize.{}.compiled", compile="default"),
             Column("peer.diffusers_first_block_cache", self.first_block_cache, "computes the balanced preset's steps"),
             self.column("kept_references", "quality", references=ReferenceSettings()),
             self.column("measuring", "balanced", cache=FirstBlockSettings(threshold=1e-9)),
@@ -218,12 +217,7 @@ def ours(patcher: Any, choices: Any, noise: Tensor, conditioning: list[Any]) -> 
 
 def read_maps(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     """The computed steps of balanced and fast. Ends where there are none."""
-    maps = {"balanced": (0, 1, 3, 5), "fast": (0, 1, 4)} if options.tiny else {}
-    if options.quality.exists() and not options.tiny:
-        for row in json.loads(options.quality.read_text())["rows"]:
-            preset = re.fullmatch(r"optimize\.(\w+)\.map", row["name"])
-            if preset and (steps := MAP.search(row["note"])):
-                maps[preset[1]] = tuple(map(int, steps[1].split(",")))
+    maps = {"balanced": (0, 1, 3, 5), "fast": (0, 1, 4)} if options.tiny else measured_maps(options.quality)
     for words in options.map:
         preset, _, steps = words.partition("=")
         maps[preset] = tuple(map(int, steps.split(",")))
@@ -241,7 +235,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.5, help="after which the rest is left out")
     parser.add_argument("--rounds", type=int, default=3, help="of part main")
     parser.add_argument("--map", nargs="+", default=[], metavar="PRESET=STEPS")
-    parser.add_argument("--quality", type=Path, default=report.RESULTS / "optimize_quality.json")
+    parser.add_argument("--quality", type=Path, default=QUALITY)
     parser.add_argument("--mix", choices=MIXES, default="Q4_K_M")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
     options = parser.parse_args()

@@ -4,8 +4,8 @@
 
 Random weights, everything on the card, a 1024x1024 result, 512 text tokens. Three ways, in turns in one process for
 each number of references: ComfyUI's own FLUX with its chain of ReferenceLatent and ours plain, FEW_STEPS steps each,
-and ours under the preset fast, 28 steps of which the demo model's edits compute those of FAST_MAP. The last row is a
-weight's price: a step with one reference of weight 0.5 against one of weight 1.
+and ours under the preset fast, 28 steps of which those are computed that the demo model's edits compute
+(measured_maps.py). The last row is a weight's price: a step with one reference of weight 0.5 against one of weight 1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import report
 import torch
+from measured_maps import measured_maps
 from optimize_peers import ComfyUI
 from optimize_steps import Bench, ours
 from random_files import base_file
@@ -27,7 +28,6 @@ NUMBERS = (1, 2, 4, 6)
 BUDGET = 2.0  # megapixels of all references together
 GOALS = {2: (1.05, 2.0), 4: (1.12, 4.0), 6: (1.18, 6.0)}  # the guide's: time over one reference, GB more than one's
 FEW_STEPS = 5
-FAST_MAP = (0, 5, 10, 15, 20, 23, 26)
 N_RUNS, N_TURNS = 2, 3
 
 
@@ -35,7 +35,7 @@ class ReferenceBench(Bench):
     """Conditionings of several references, and the rows. seconds, gb: of each way and number, beside the weights."""
 
     def __init__(self, stages: Stages, options: argparse.Namespace, folder: Path):
-        super().__init__(stages, options, folder, {"fast": FAST_MAP})
+        super().__init__(stages, options, folder, measured_maps())
         self.seconds: dict[str, dict[int, float]] = {}
         self.gb: dict[str, dict[int, float]] = {}
 
@@ -80,7 +80,9 @@ class ReferenceBench(Bench):
 
         given, few = self.conditioned(n, budget), min(FEW_STEPS, self.n_steps)
         fast = PRESETS["fast"]
-        fast = replace(fast, cache=replace(fast.cache, computed=tuple(s for s in FAST_MAP if s < self.n_steps)))
+        fast = replace(
+            fast, cache=replace(fast.cache, computed=tuple(s for s in self.maps["fast"] if s < self.n_steps))
+        )
         ways: dict[str, tuple[Sample, int]] = {
             "fast": (ours(self.ours, fast, self.noise, given)(), self.n_steps),
             "plain": (ours(self.ours, PRESETS["off"], self.noise, given)(), few),

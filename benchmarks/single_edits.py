@@ -29,22 +29,28 @@ class SingleEdit:
 
 @dataclass(frozen=True)
 class Made:
-    """Pictures (n, 3, H, W) of edits, which steps were computed for each, and how many of those kept references."""
+    """Pictures (n, 3, H, W) of edits; of each, which steps were computed, how many of those kept references, and how
+    far such references were off at most when they were computed anew (0: never)."""
 
     pictures: Tensor
     computed: list[Steps]
     n_kept: list[int]
+    drifts: list[float]
 
     def part(self, which: Sequence[int]) -> Made:
         """Of some edits."""
-        return Made(self.pictures[which], *([some[i] for i in which] for some in (self.computed, self.n_kept)))
+        lists = (self.computed, self.n_kept, self.drifts)
+        return Made(self.pictures[which], *([some[i] for i in which] for some in lists))
 
 
 class SingleEdits:
-    """About n held-out edits of these kinds, encoded once, their pictures decoded together."""
+    """About n held-out edits of these kinds, encoded once, their pictures decoded together.
 
-    def __init__(self, n: int, settings: Settings, kinds: Collection[str] = held_out.SHARES):
-        self.editor, self.settings = Editor(), settings
+    n_more: references of each that its prompt does not name, pictures of the edits before it.
+    """
+
+    def __init__(self, n: int, settings: Settings, kinds: Collection[str] = held_out.SHARES, n_more: int = 0):
+        self.editor, self.settings, self.n_more = Editor(), settings, n_more
         self.edits: list[SingleEdit] = []
         for kind, edits in held_out.held_out(n).items():
             if kind in kinds:
@@ -53,6 +59,7 @@ class SingleEdits:
     def prepared(self, edits: Sequence[Any]) -> list[SingleEdit]:
         """Edits of one kind, which have as many references each."""
         right, references = held_out.truth(edits, self.settings.size)
+        references += [references[0].roll(1 + i, dims=0) for i in range(self.n_more)]
         latents = [self.editor.vae.encode(picture.movedim(1, -1)) for picture in references]
         ready = []
         for i, edit in enumerate(edits):
@@ -65,14 +72,25 @@ class SingleEdits:
 
     def make(self, choices: Any, edits: Sequence[SingleEdit]) -> Made:
         """The edits under the optimizer's choices."""
-        optimized, latents, computed, n_kept = Optimized(self.editor.model, choices), [], [], []
+        optimized, latents = Optimized(self.editor.model, choices), []
+        computed, n_kept, drifts = [], [], []
         for edit in edits:
             latent, kinds = optimized.sample(edit.noise, self.settings.steps, edit.conditioning)
             latents.append(latent)
             computed.append(tuple(step for step, kind in enumerate(kinds) if kind != "skipped"))
             n_kept.append(kinds.count("without references"))
+            drifts.append(max(optimized.last.drifts, default=0.0) if optimized.last else 0.0)
         parts = torch.cat(latents).split(self.editor.at_once)
-        return Made(torch.cat([self.editor.decode(part) for part in parts]), computed, n_kept)
+        return Made(torch.cat([self.editor.decode(part) for part in parts]), computed, n_kept, drifts)
+
+
+def judged(edits: Sequence[SingleEdit], full: Tensor, pictures: Tensor) -> tuple[Tensor, float]:
+    """SSIM (n,) of the edits' pictures to those with every step computed, and the share of edits that succeed."""
+    from kontextkit.demo.training.judge import judge
+    from kontextkit.engine.metrics.ssim import ssim
+
+    before, right = (torch.stack([getattr(edit, what) for edit in edits]) for what in ("before", "right"))
+    return ssim(full, pictures), judge(before, right, pictures).success.float().mean().item()
 
 
 def typical(maps: Sequence[Steps], n_steps: int) -> tuple[Steps, int]:

@@ -31,7 +31,7 @@ def main() -> None:
     parser = report.parser(__doc__, "warm_start.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--mix", help="of a GGUF file; BF16 without it")
-    parser.add_argument("--mode", default="default", help="of compilation")
+    parser.add_argument("--mode", default="fused", help="of compilation")
     parser.add_argument("--process", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.process:

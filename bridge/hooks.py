@@ -18,7 +18,7 @@ from ..engine.attention.weighted import attend_in_runs
 from ..engine.flux.blocks import rotated
 from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
 from ..engine.references.weights import Runs, bias, full_runs
-from ..engine.tiers.presets import AUTO
+from ..engine.tiers.presets import AUTO, OFF
 from .prefetch import Prefetch
 from .run import KEY as RUN
 from .run import OVERRIDE, SamplingRun
@@ -53,7 +53,7 @@ class ComfyHooks(BlockHooks):
             self.parts, self.cache = self.run.parts, self.caches.blocks
             if not self.patches("attn1_patch"):  # such a patch wants q and k as they are before rotation, of all tokens
                 self.references = self.caches.references
-                self.rotates = self.run.compiles or self.references is not None
+                self.rotates = self.run.choices.compile != OFF or self.references is not None
 
     def timed(self) -> AbstractContextManager[None]:
         """Around the pass, for an optimizer's report."""

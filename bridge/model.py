@@ -40,8 +40,14 @@ class KontextModel(comfy.model_base.Flux):
         self.path = path  # of its file
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """ComfyUI's, and what `bridge.references` put into the conditioning."""
+        """ComfyUI's, and what `bridge.references` put into the conditioning; on the device once, not at every step."""
         conds: dict[str, Any] = super().extra_conds(**kwargs)
+        where = {"device": kwargs.get("device"), "dtype": self.get_dtype_inference()}
+        for cond in conds.values():
+            if isinstance(cond, comfy.conds.CONDList):
+                cond.cond = [tensor.to(**where) for tensor in cond.cond]
+            elif isinstance(cond.cond, torch.Tensor) and cond.cond.is_floating_point():
+                cond.cond = cond.cond.to(**where)
         if weights := kwargs.get(REFERENCE_WEIGHTS):
             conds[REFERENCE_WEIGHTS] = comfy.conds.CONDConstant(tuple(weights))
         return conds

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import n_graphs, triton_missing
 from ..engine.quant import fp8
-from ..engine.tiers.presets import AUTO, FP8, Choices
+from ..engine.quant.on_gpu import has_triton
+from ..engine.tiers.presets import AUTO, FP8, FUSED, OFF, Choices
 from . import lora, runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
@@ -55,7 +55,7 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
     resolved, lines = resolve(choices, patcher.load_device)
     in_fp8 = resolved.precision == FP8 and not fp8.why_not(patcher.load_device)
-    whole = resolved.compile != "off" or in_fp8  # weights that come over inside a Linear are no use to these
+    whole = resolved.compile not in (OFF, FUSED) or in_fp8  # weights that come over inside a Linear are no use to these
     clone = patcher.get_non_dynamic_delegate() if whole and is_dynamic(patcher) else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
     clone.remove_additional_models(lora.KEY)  # an earlier run's factors, of dynamic VRAM perhaps
@@ -71,9 +71,11 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
     lines = []
     if choices.compile == AUTO:
         on_card = device.type == "cuda"
-        choices = replace(choices, compile="default" if on_card and find_spec("triton") else "off")
-        if on_card and choices.compile == "off":
-            lines.append(f"Not compiled: {triton_missing()}.")
+        choices = replace(choices, compile=FUSED if on_card else OFF)
+    if choices.compile == FUSED and not (device.type == "cuda" and has_triton(device)):
+        choices = replace(choices, compile=OFF)
+        reason = triton_missing() if device.type == "cuda" else "they need an NVIDIA or AMD card"
+        lines.append(f"No fused kernels: {reason}.")
     if choices.attention == AUTO and device.type != "cuda":
         choices = replace(choices, attention="comfyui")
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
@@ -88,7 +90,9 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
     if choices.references and choices.references.interval > 1:
         every = f"computed at the first {choices.references.n_first} computed steps"
         lines.append(f"References are {every} and then at one in {choices.references.interval}.")
-    if choices.compile != "off":
+    if choices.compile == FUSED:
+        lines.append("Between the products of the blocks run fused kernels.")
+    elif choices.compile != OFF:
         lines.append(f"The blocks are compiled ({choices.compile}); the first run takes longer.")
     if choices.attention != "comfyui":
         which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention

@@ -18,8 +18,8 @@ from ..engine.attention.backends import BACKENDS, fastest
 from ..engine.cache.first_block import FirstBlockCache
 from ..engine.cache.references import ReferenceCache, ReferenceSettings
 from ..engine.flux.blocks import Parts
-from ..engine.flux.compiled import CompileFailed, compiled_parts, n_graphs, recompiles_allowed
-from ..engine.tiers.presets import AUTO, Choices
+from ..engine.flux.compiled import CompileFailed, compiled_parts, guarded, n_graphs, recompiles_allowed
+from ..engine.tiers.presets import AUTO, FUSED, OFF, Choices
 
 KINDS = {
     "computed": "passes computed",
@@ -54,17 +54,27 @@ class SamplingRun:
         self.caches: dict[tuple[object, ...], Caches] = {}
         self.n_evaluations: Counter[tuple[object, ...]] = Counter()  # of each condition in this step
         self.failed = CompileFailed()
-        self.parts = Parts() if choices.compile == "off" else compiled_parts(choices.compile, self.failed)
+        self.parts = self._parts()
         self.attention_used = ""
         self.notes: list[str] = []
         self.passes: list[tuple[str, Callable[[], float]]] = []  # kind, its seconds, read at the end
         self.n_graphs = 0
         self.seconds, self.peak_bytes = 0.0, 0
+        self.drifts: list[float] = []  # of kept references, as `ReferenceCache.drifts`, of all conditions
 
     @property
     def compiles(self) -> bool:
-        """Whether blocks run compiled."""
-        return self.choices.compile != "off"
+        """Whether torch compiles the blocks."""
+        return self.choices.compile not in (OFF, FUSED)
+
+    def _parts(self) -> Parts:
+        if self.compiles:
+            return compiled_parts(self.choices.compile, self.failed)
+        if self.choices.compile == OFF:
+            return Parts()
+        from ..engine.flux.fused import PARTS  # which needs Triton
+
+        return guarded(PARTS, self.failed)
 
     @property
     def n_steps(self) -> int:
@@ -85,6 +95,9 @@ class SamplingRun:
                 torch.cuda.synchronize(self.device)
                 self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
         finally:
+            self.drifts = [
+                drift for each in self.caches.values() if each.references for drift in each.references.drifts
+            ]
             self.caches.clear()
             self.seconds, self.n_graphs = time.perf_counter() - begin, self._n_graphs() - graphs
 
@@ -193,11 +206,16 @@ class SamplingRun:
         if spared > 0:
             full = self.seconds + spared
             lines.append(f"With every step computed about {full:.2f} s, {full / self.seconds:.2f} times as long.")
+        if self.drifts:
+            least, most = min(self.drifts), max(self.drifts)
+            lines.append(f"Kept references were {least:.0%} to {most:.0%} off when they were computed anew.")
         if self.peak_bytes:
             lines.append(f"Peak memory {self.peak_bytes / 1e9:.1f} GB.")
-        if self.choices.compile != "off":
+        if self.failed.reason:
+            lines.append(f"Not compiled: {self.failed.reason}.")
+        elif self.compiles:
             done = f"{self.n_graphs} graphs compiled" if self.n_graphs else "nothing recompiled"
-            lines.append(f"Not compiled: {self.failed.reason}." if self.failed.reason else f"Compiled: {done}.")
+            lines.append(f"Compiled: {done}.")
         if self.attention_used:
             lines.append(f"Attention: {self.attention_used}.")
         return "\n".join((*lines, *self.notes))

@@ -15,6 +15,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")  # looking for vector instructions takes 20 s a process
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, slowly; Triton reads it when imported
 COMFYUI = Path(os.environ["COMFYUI_PATH"]) if "COMFYUI_PATH" in os.environ else None
 
 

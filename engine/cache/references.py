@@ -1,16 +1,20 @@
 """Keys and values of the references' tokens, kept over some steps.
 
 In FLUX.1 Kontext references are modulated by the timestep and attend to the noisy picture, so their keys and values
-drift: keeping them is an approximation, whose interval is chosen by what it does to pictures (benchmarks/).
+drift: keeping them is an approximation, whose interval is chosen by what it does to pictures (benchmarks/). How far
+they drift is measured and told, not acted on: it follows the noise level and hardly differs between edits, so that a
+tolerance would only be another way to write the interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+SAMPLE = 16  # of so many tokens one is looked at, to see how far they drifted
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,18 @@ class InFp8:
 
 
 class ReferenceCache:
-    """One condition's references in one run. Memory: see `n_bytes`."""
+    """One condition's references in one run. Memory: see `n_bytes`.
+
+    drifts: for each time that kept ones were computed anew, how far off they were: the root mean square of the change
+    over that of the new ones, in the block where that is largest.
+    """
 
     def __init__(self, settings: ReferenceSettings):
         self.settings = settings
         self.kept: dict[Hashable, tuple[Tensor | InFp8, ...]] = {}
         self.n_computed = self.n_since_refresh = 0
+        self.drifts: list[float] = []
+        self._drifts_of_blocks: list[Tensor] = []
         self.reuses = False
         self.n_own = 0  # text and target tokens of this pass, which come first
 
@@ -55,6 +65,9 @@ class ReferenceCache:
 
     def computed(self) -> None:
         """After a pass that ran all blocks."""
+        if self._drifts_of_blocks:
+            self.drifts.append(float(torch.stack(self._drifts_of_blocks).max()))
+            self._drifts_of_blocks.clear()
         self.n_computed += 1
         self.n_since_refresh = self.n_since_refresh + 1 if self.reuses else 0
 
@@ -62,11 +75,30 @@ class ReferenceCache:
         """Rotated k and v (B, heads, L, head_dim) of a block, with the kept ones of the references where left out."""
         if self.reuses:
             k_kept, v_kept = (kept.to(k.dtype) for kept in self.kept[block])
-            return torch.cat((k, k_kept), dim=2), torch.cat((v, v_kept), dim=2)
+            return joined(k, k_kept), joined(v, v_kept)
         if self.settings.interval > 1:
             keep = InFp8 if self.settings.fp8 else Tensor.clone
-            self.kept[block] = tuple(keep(each[:, :, self.n_own :]) for each in (k, v))
+            new = tuple(each[:, :, self.n_own :] for each in (k, v))
+            if block in self.kept:
+                self._drifts_of_blocks.append(drift(self.kept[block], new))
+            self.kept[block] = tuple(map(keep, new))
         return k, v
+
+
+def joined(own: Tensor, kept: Tensor) -> Tensor:
+    """Tokens (B, heads, L, head_dim) behind each other, a token's heads together in memory where they come so."""
+    if own.transpose(1, 2).is_contiguous():
+        return torch.cat((own.transpose(1, 2), kept.transpose(1, 2)), dim=1).transpose(1, 2)
+    return torch.cat((own, kept), dim=2)
+
+
+def drift(kept: Sequence[Tensor | InFp8], new: Sequence[Tensor]) -> Tensor:
+    """How far kept tensors (B, heads, L, head_dim) are off the new ones, the one furthest off."""
+    far = []
+    for old, now in zip(kept, new, strict=True):
+        some = now[:, :, ::SAMPLE].float()
+        far.append((old.to(now.dtype)[:, :, ::SAMPLE].float() - some).square().sum() / some.square().sum())
+    return torch.stack(far).max().sqrt()
 
 
 def n_bytes(n_tokens: int, batch: int, width: int, n_blocks: int, itemsize: int) -> int:

@@ -20,7 +20,7 @@ from .rope import rotate
 Module: TypeAlias = Any  # a diffusers module; nn.Module hides the types of what it holds
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, L, head_dim) -> (B, L, D)
 Qkv = tuple[Tensor, Tensor, Tensor]
-Kept = tuple[Tensor, ...]  # what the second half of a block needs of the first
+Kept = tuple[Any, ...]  # what the second half of a block needs of the first
 
 
 def double_in(block: Module, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor | None) -> tuple[Qkv, Kept]:

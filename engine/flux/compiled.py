@@ -56,12 +56,14 @@ def compiled_parts(mode: str = "default", failed: CompileFailed | None = None) -
 
     failed: where a failure is kept; without one it is raised. Compile inside `recompiles_allowed`.
     """
-    compiled = _compile(mode)
-    if failed is None:
-        return compiled
+    return _compile(mode) if failed is None else guarded(_compile(mode), failed)
+
+
+def guarded(parts: Parts, failed: CompileFailed) -> Parts:
+    """The pieces until the first failure of one, then all as they are in `blocks`."""
     eager = Parts()
     names = [field.name for field in fields(Parts)]
-    return Parts(**{name: failed.guard(getattr(compiled, name), getattr(eager, name)) for name in names})
+    return Parts(**{name: failed.guard(getattr(parts, name), getattr(eager, name)) for name in names})
 
 
 @cache
@@ -89,11 +91,16 @@ def n_graphs() -> int:
 
 
 def compiler_errors() -> tuple[type[BaseException], ...]:
-    """What torch.compile raises where it cannot do its work."""
+    """What torch.compile and Triton raise where they cannot do their work."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import CppCompileError, InductorError
 
-    return TorchDynamoException, FailOnRecompileLimitHit, InductorError, CppCompileError
+    errors = (TorchDynamoException, FailOnRecompileLimitHit, InductorError, CppCompileError)
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return errors
+    return (*errors, TritonError)
 
 
 def triton_missing() -> str:

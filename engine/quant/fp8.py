@@ -6,7 +6,7 @@ https://arxiv.org/abs/2209.05433; the sums are taken in float32, to which the sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .on_gpu import has_triton
+
 if TYPE_CHECKING:
     from .linear import QuantLinear
 
 E4M3 = torch.float8_e4m3fn
 CAPABILITY = (8, 9)  # of the first NVIDIA cards with FP8 tensor cores
 GRAIN = 16  # rows and columns of a weight must be a multiple
-PART = 1 << 24  # weights converted at a time, each through a float32
+PART = 1 << 24  # packed weights converted at a time, each through a float32
 Quantized = tuple[Tensor, Tensor]
 
 
@@ -39,6 +41,12 @@ class Fp8Weight:
 
 def quantize(x: Tensor) -> Quantized:
     """x (N, in) of any float type -> its values float8_e4m3fn, and the rows' scales (N, 1) float32."""
+    if (
+        x.is_cuda and not torch.compiler.is_compiling() and has_triton(x.device)
+    ):  # a compiler fuses it with what comes before
+        from .triton_fp8 import quantize_rows
+
+        return quantize_rows(x)
     largest = x.abs().amax(dim=1, keepdim=True).float()
     scale = (largest / torch.finfo(E4M3).max).clamp_min(torch.finfo(torch.float32).tiny)  # rows of zeros stay zeros
     return (x.float() / scale).to(E4M3), scale
@@ -47,12 +55,18 @@ def quantize(x: Tensor) -> Quantized:
 def multiply(x: Tensor, *weights: Fp8Weight, bias: bool = True) -> list[Tensor]:
     """x (..., in) -> x W^T + b (..., out) in x's dtype for each weight; x is quantized once.
 
-    bias: whether it is added. Off NVIDIA cards the same numbers are computed in float32, slowly: for tests; `why_not`
-    tells a host not to.
+    bias: whether it is added.
     """
-    quantized = quantize(x.reshape(-1, x.shape[-1]))
-    products = (_product(quantized, weight, weight.bias if bias else None, x.dtype) for weight in weights)
+    products = multiply_rows(quantize(x.reshape(-1, x.shape[-1])), weights, x.dtype, bias)
     return [y.view(*x.shape[:-1], y.shape[1]) for y in products]
+
+
+def multiply_rows(x: Quantized, weights: Sequence[Fp8Weight], dtype: torch.dtype, bias: bool = True) -> list[Tensor]:
+    """Rows as `quantize` gives them -> x W^T + b (N, out) of `dtype` for each weight.
+
+    Off NVIDIA cards the same numbers are computed in float32, slowly: for tests; `why_not` tells a host not to.
+    """
+    return [_product(x, weight, weight.bias if bias else None, dtype) for weight in weights]
 
 
 def _product(x: Quantized, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -76,6 +90,9 @@ def convert(linear: QuantLinear, dtype: torch.dtype) -> Fp8Weight:
     scale = torch.ones(1, linear.out_features, device=linear.weight.device)
     if linear.weight.dtype == E4M3:
         return Fp8Weight(linear.weight.data, scale if linear.scale is None else scale * linear.scale.to(scale), bias)
+    if linear.is_dense:
+        data, scales = quantize(linear.weight)
+        return Fp8Weight(data, scales.t(), bias)
     data = torch.empty(linear.out_features, linear.in_features, dtype=E4M3, device=scale.device)
     n_rows = max(1, PART // linear.in_features)
     for start in range(0, linear.out_features, n_rows):

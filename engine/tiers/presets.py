@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from ..cache.first_block import FirstBlockSettings
 from ..cache.references import ReferenceSettings
 
-COMPILE_MODES = ("auto", "off", "default", "max-autotune-no-cudagraphs")
-AUTO = "auto"
+AUTO, OFF, FUSED = "auto", "off", "fused"
+COMPILE_MODES = (AUTO, OFF, FUSED, "default", "max-autotune-no-cudagraphs")
 PRECISIONS = AS_LOADED, FP8 = ("as loaded", "fp8")
 
 
 @dataclass(frozen=True)
 class Choices:
-    """cache: None computes every step. compile: one of COMPILE_MODES. attention: a name of `engine.attention`.
+    """cache: None computes every step. compile: one of COMPILE_MODES; FUSED
+    compiles nothing of torch's, see `engine.flux.fused`. attention: a name of `engine.attention`.
 
     target_ssim: above 0, the threshold is found that keeps a picture so alike to the one with every step computed.
     references: None computes them at every step. precision: one of PRECISIONS, of the products in the blocks.
     """
 
     cache: FirstBlockSettings | None = None
-    compile: str = "off"
+    compile: str = OFF
     attention: str = "comfyui"
     target_ssim: float = 0.0
     references: ReferenceSettings | None = None
@@ -32,6 +33,6 @@ PRESETS = {
     "off": Choices(),
     "quality": Choices(None, AUTO, AUTO),
     "balanced": Choices(FirstBlockSettings(threshold=0.12, order=1), AUTO, AUTO),
-    "low memory": Choices(FirstBlockSettings(threshold=0.12, order=1), "off", "sliced"),
+    "low memory": Choices(FirstBlockSettings(threshold=0.12, order=1), OFF, "sliced"),
     "fast": Choices(FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO, references=ReferenceSettings()),
 }

@@ -207,7 +207,7 @@ def test_without_a_compiler_on_the_machine_the_blocks_run_as_they_are(build):
 
 
 def test_every_mode_that_the_node_offers_has_options_that_inductor_knows():
-    assert {AUTO, "off", *compiled.MODES} == set(COMPILE_MODES)
+    assert {AUTO, "off", "fused", *compiled.MODES} == set(COMPILE_MODES)
     for mode in compiled.MODES:
         assert compiled_parts(mode) != Parts()
 

@@ -103,6 +103,23 @@ def test_interval_1_keeps_nothing_and_changes_no_bit(velocity):
     assert references.kept == {}
 
 
+def test_it_tells_how_far_kept_ones_were_off_when_they_are_computed_anew(velocity):
+    references = ReferenceCache(ReferenceSettings(n_first=1, interval=2))
+    kept = []
+    for sigma in (0.9, 0.8, 0.7, 0.6, 0.7):
+        velocity(Hooks(references), sigma)
+        kept.append(dict(references.kept))
+    first, second = references.drifts
+    off = [
+        error(old[:, :, ::16], new[:, :, ::16])
+        for block, pair in kept[0].items()
+        for old, new in zip(pair, kept[2][block], strict=True)
+    ]
+    assert first == pytest.approx(max(off), rel=1e-5)
+    assert second < 1e-6  # nothing moved between the two
+    assert first > 1e-3
+
+
 def test_in_fp8_they_take_a_quarter_and_give_nearly_the_same(velocity):
     whole, small = (ReferenceCache(ReferenceSettings(n_first=1, interval=9, fp8=fp8)) for fp8 in (False, True))
     for each in (whole, small):

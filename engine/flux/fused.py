@@ -1,0 +1,94 @@
+"""The blocks with Triton kernels between the matrix products: `blocks`' own arithmetic in a fraction of the passes.
+
+Nothing is traced and nothing compiled for a size: LoRAs, packed weights and those that a host streams work as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..quant.fp8 import multiply_rows
+from . import blocks
+from .blocks import Kept, Module, Parts, Qkv, clamp_half, modulation
+from .triton_blocks import Rows, heads, join_gelu, norm, residual, residual_norm
+
+
+def double_in(block: Module, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor | None) -> tuple[Qkv, Kept]:
+    """See `blocks.double_in`."""
+    if pe is None:
+        return blocks.double_in(block, img, txt, vec, pe)
+    attn = block.attn
+    img_shift, img_scale, *img_kept = modulation(block.norm1.linear, vec, 6)
+    txt_shift, txt_scale, *txt_kept = modulation(block.norm1_context.linear, vec, 6)
+    img_qkv = products((attn.to_q, attn.to_k, attn.to_v), img, lambda fp8: norm(img, img_shift, img_scale, fp8))
+    projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    txt_qkv = products(projections, txt, lambda fp8: norm(txt, txt_shift, txt_scale, fp8))
+    of_txt = (txt_qkv, weight(attn.norm_added_q, txt), weight(attn.norm_added_k, txt))
+    of_img = (img_qkv, weight(attn.norm_q, img), weight(attn.norm_k, img))
+    return heads((of_txt, of_img), pe, attn.head_dim), (*img_kept, *txt_kept)
+
+
+def double_out(block: Module, img: Tensor, txt: Tensor, attended: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
+    """See `blocks.double_out`."""
+    attn = block.attn
+    txt_attn, img_attn = attended.split((txt.shape[1], img.shape[1]), dim=1)
+    img = after_attention(img, attn.to_out[0](img_attn), kept[:4], block.ff)
+    txt = after_attention(txt, attn.to_add_out(txt_attn), kept[4:], block.ff_context)
+    return img, clamp_half(txt)
+
+
+def after_attention(x: Tensor, y: Tensor, kept: Kept, feed_forward: Module) -> Tensor:
+    """x (B, L, D) after what attention gave, y, and the MLP."""
+    gate1, shift, scale, gate2 = kept
+    up, down = feed_forward.net[0].proj, feed_forward.net[2]
+    x, h = residual_norm(x, y, gate1, shift, scale, takes_fp8(up))
+    (wide,) = products((up,), x, lambda _: h)
+    (y,) = products((down,), x, lambda fp8: join_gelu(wide, fp8=fp8))
+    return residual(x, y, gate2)
+
+
+def single_in(block: Module, x: Tensor, vec: Tensor, pe: Tensor | None) -> tuple[Qkv, Kept]:
+    """See `blocks.single_in`."""
+    if pe is None:
+        return blocks.single_in(block, x, vec, pe)
+    attn = block.attn
+    shift, scale, gate = modulation(block.norm.linear, vec, 3)
+    projections = (attn.to_q, attn.to_k, attn.to_v)
+    h = norm(x, shift, scale, takes_fp8(*projections, block.proj_mlp))
+    qkv = products(projections, x, lambda _: h)
+    return heads([(qkv, weight(attn.norm_q, x), weight(attn.norm_k, x))], pe, attn.head_dim), (h, gate)
+
+
+def single_out(block: Module, x: Tensor, attended: Tensor, kept: Kept) -> Tensor:
+    """See `blocks.single_out`."""
+    h, gate = kept
+    (wide,) = products((block.proj_mlp,), x, lambda _: h)
+    (y,) = products((block.proj_out,), x, lambda fp8: join_gelu(wide, attended, fp8))
+    return clamp_half(residual(x, y, gate))
+
+
+PARTS = Parts(double_in, double_out, single_in, single_out)
+
+
+def takes_fp8(*linears: Module) -> bool:
+    """Whether all multiply rows in FP8, no LoRA needing them as they are."""
+    return all(getattr(linear, "fp8", None) is not None and linear.branch is None for linear in linears)
+
+
+def products(linears: Sequence[Module], like: Tensor, rows: Callable[[bool], Rows]) -> list[Tensor]:
+    """What each Linear gives, (B, L, out), for the rows; these are asked for in FP8 where all take them so.
+
+    like: (B, L, any) of the compute dtype.
+    """
+    x = rows(takes_fp8(*linears))
+    if isinstance(x, Tensor):
+        return [linear(x) for linear in linears]
+    made = multiply_rows(x, [linear.fp8 for linear in linears], like.dtype)
+    return [y.view(*like.shape[:2], y.shape[1]) for y in made]
+
+
+def weight(rms: Module, like: Tensor) -> Tensor:
+    """Of an RMS norm, where and of what dtype it is needed; a card is not made to wait for it."""
+    return rms.weight.to(like, non_blocking=like.is_cuda)
