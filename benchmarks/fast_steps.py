@@ -101,7 +101,7 @@ class FastBench(ReferenceBench):
         """Preset fast in FP8 against diffusers."""
         ways = {
             "diffusers": Diffusers(self.ours, self.arguments).plain(),
-            "fast": self.way(self.choices("fast", precision="fp8")),
+            "fast": self.way(self.choices("fast")),
         }
         runs = self.in_turns(ways, self.n_steps)
         self.base = seconds(runs["diffusers"])
@@ -114,8 +114,8 @@ class FastBench(ReferenceBench):
 
         frozen = ReferenceSettings(n_first=2, interval=NEVER)
         ways = {
-            "eleven": self.way(self.choices("fast", ELEVEN_MAP, precision="fp8", references=frozen)),
-            "as_loaded": self.way(self.choices("fast")),
+            "eleven": self.way(self.choices("fast", ELEVEN_MAP, references=frozen)),
+            "as_loaded": self.way(self.choices("fast", precision="as loaded")),
         }
         for name, runs in self.in_turns(ways, self.n_steps).items():
             self.speedup(f"fast.{name}", runs, self.base)
@@ -128,7 +128,7 @@ class FastBench(ReferenceBench):
         values = {"pooled_output": one["y"], "guidance": 2.5, "reference_latents": one["ref_latents"]}
         ways = {
             "diffusers": Diffusers(self.ours, many).plain(),
-            "fast": self.way(self.choices("fast", precision="fp8"), [[one["context"], values]], noise=many["x"]),
+            "fast": self.way(self.choices("fast"), [[one["context"], values]], noise=many["x"]),
         }
         runs = self.in_turns(ways, self.n_steps, rounds=1)
         self.speedup(name, runs["fast"], seconds(runs["diffusers"]))
@@ -179,7 +179,7 @@ class FastBench(ReferenceBench):
 
     def six_references(self) -> None:
         """Of full size against one with nothing spared, and within a budget against one."""
-        fast, full = self.choices("fast", precision="fp8"), self.choices("quality", precision="fp8")
+        fast, full = self.choices("fast"), self.choices("quality", precision="fp8")
         ways = {
             "one, nothing spared": self.way(full, self.conditioned(1)),
             "one, fast": self.way(fast, self.conditioned(1)),
@@ -199,7 +199,7 @@ class FastBench(ReferenceBench):
         packed = self.loaded(base_file(self.folder, self.shapes, "Q4_K_M"))
         ratios = {}
         for name, choices, n_steps in [
-            ("fast in FP8", self.choices("fast", precision="fp8"), self.n_steps),
+            ("fast in FP8", self.choices("fast"), self.n_steps),
             ("quality in FP8", self.choices("quality", precision="fp8"), self.few),
             ("quality", self.choices("quality"), self.few),
         ]:

@@ -28,6 +28,7 @@ def main() -> None:
     for script, out, more in (
         ("optimize_quality", quality, []),
         ("optimize_steps", steps, ["--quality", str(quality)]),
+        ("fast_steps", RESULTS / "fast_steps.json", []),
     ):
         say(f"benchmarks/{script}.py {' '.join(small)}")
         command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--out", str(out), *small, *more]

@@ -25,8 +25,8 @@ class KontextOptimize(io.ComfyNode):
             node_id="KontextOptimize",
             display_name="Optimize Kontext",
             category="Kontext",
-            description="Makes a Kontext MODEL sample faster: spares steps that change little, compiles the blocks, "
-            "takes the fastest attention; after each run it says under the node what that did.",
+            description="Makes a Kontext MODEL sample faster: spares steps that change little, fuses what lies between "
+            "the products, takes the fastest attention; after each run it says under the node what that did.",
             search_aliases=["first block cache", "teacache", "easycache", "torch compile", "sage attention", "speed"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load Kontext Model, before or after Load Kontext LoRA."),
@@ -34,8 +34,9 @@ class KontextOptimize(io.ComfyNode):
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default="balanced",
-                    tooltip="off: nothing. quality: every step computed, compiled on a card. balanced: also skips "
-                    "steps that change little. fast: skips more of them. low memory: as balanced, nothing compiled, "
+                    tooltip="off: nothing. quality: every step computed, fused kernels on a card. balanced: also skips "
+                    "steps that change little. fast: skips more of them, keeps references over some steps, multiplies "
+                    "in FP8 where the card can. low memory: as balanced, nothing fused, "
                     "attention in slices. custom: the inputs below.",
                 ),
                 io.Float.Input(
@@ -105,8 +106,10 @@ class KontextOptimize(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip=_ONLY + "torch.compile for the blocks. auto: default on a card with Triton, else off. "
-                    "max-autotune-no-cudagraphs tries more and takes longer the first time.",
+                    tooltip=_ONLY
+                    + "What lies between the products of a block. auto: fused on a card with Triton, else off. "
+                    "fused: our own kernels, ready at once. default: torch.compile. max-autotune-no-cudagraphs tries "
+                    "more and takes longer the first time.",
                 ),
                 io.Combo.Input(
                     "attention",

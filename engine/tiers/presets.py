@@ -34,5 +34,7 @@ PRESETS = {
     "quality": Choices(None, AUTO, AUTO),
     "balanced": Choices(FirstBlockSettings(threshold=0.12, order=1), AUTO, AUTO),
     "low memory": Choices(FirstBlockSettings(threshold=0.12, order=1), OFF, "sliced"),
-    "fast": Choices(FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO, references=ReferenceSettings()),
+    "fast": Choices(
+        FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO, references=ReferenceSettings(), precision=FP8
+    ),
 }

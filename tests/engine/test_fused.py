@@ -142,7 +142,8 @@ def test_in_fp8_tokens_are_quantized_between_the_products(build):
 def test_loras_see_tokens_as_they_are(build, in_fp8):
     model = build("F32").to(DEVICE)
     lora = {name: low_rank(layer, 16) for name, layer in linears(model).items()}
-    branches = LoraStack([lora], torch.float32).branches(model, [1.0], torch.device(DEVICE), torch.float32)
+    stack = LoraStack([lora], torch.float32).to(DEVICE)
+    branches = stack.branches(model, [1.0], torch.device(DEVICE), torch.float32)
     plain = velocity(model)
     weights = token_linears(model).values() if in_fp8 else ()
     with fp8.attached(weights, torch.float32), loras_attached(model, branches):
