@@ -7,7 +7,7 @@ Held-out edits with one, two and four references through ComfyUI's sampler (28 s
 SSIM is to the same edit with nothing spared; success is judged as in demo_quality.py. The demo model was trained with
 up to three references: the fourth is another edit's picture, which no prompt names. How far kept references drift is
 told by `ReferenceCache.drifts`, the most of a run. Without a card FP8 products are emulated, the same numbers but for
-rounding. --plot draws docs/fast_references.png from the result, without a model.
+rounding. --plot draws js/docs/KontextOptimize_references.png from the result, without a model.
 """
 
 from __future__ import annotations
@@ -131,11 +131,11 @@ def main() -> None:
 
 
 def plot(options: argparse.Namespace) -> None:
-    """docs/fast_references.png, or beside a result that lies elsewhere."""
+    """js/docs/KontextOptimize_references.png, or beside a result that lies elsewhere."""
     from fast_plot import draw_intervals
 
     usual = options.out.parent == report.RESULTS
-    path = report.ROOT / "docs" / "fast_references.png" if usual else options.out.with_suffix(".png")
+    path = report.ROOT / "js" / "docs" / "KontextOptimize_references.png" if usual else options.out.with_suffix(".png")
     draw_intervals(options.out, path)
     print(path)
 

@@ -60,11 +60,15 @@ def test_ssim_in_a_cards_float32_is_scikit_images_too(monkeypatch, noise, low):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tf32", [False, True])
-def test_ssim_on_a_card_is_scikit_images_whatever_tf32_says(monkeypatch, tf32):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+def test_ssim_on_a_card_is_scikit_images_whatever_tf32_says(tf32):
     a, b = pair((300, 200))
-    on_card = ssim(a.cuda(), b.cuda())
+    before = torch.backends.cuda.matmul.allow_tf32  # no attribute that monkeypatch could put back
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        with torch.backends.cudnn.flags(allow_tf32=tf32):
+            on_card = ssim(a.cuda(), b.cuda())
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
     assert on_card.dtype == torch.float32
     assert on_card[1].item() == pytest.approx(scikit_image_map(a[1], b[1]).mean(), abs=2e-5)
 
