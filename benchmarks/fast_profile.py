@@ -9,15 +9,11 @@ problems (CEILINGS, measured on an H200). The longest kernels of each are printe
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import report
-import torch
-from fast_steps import NEVER, FastBench
+from fast_steps import NEVER, FastBench, main
 from random_files import DEVICE
-from stages import Stages
 from torch.profiler import ProfilerActivity, profile
 
 N_STEPS = 4  # under the profiler, after one that is not
@@ -86,27 +82,5 @@ def took(event: Any) -> float:
     return (event.self_device_time_total if DEVICE == "cuda" else event.self_cpu_time_total) / 1e3 / N_STEPS
 
 
-def main() -> None:
-    """Command line."""
-    parser = report.parser(__doc__, "fast_profile.json")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--minutes", type=float, default=4.0, help="after which the rest is left out")
-    parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
-    options: argparse.Namespace = parser.parse_args()
-    report.tiny_variant(options)
-    report.import_comfyui()
-    report.import_pack()
-    if options.tiny and DEVICE == "cpu":
-        from kontextkit.engine.quant import fp8
-
-        fp8.why_not = lambda device: ""
-    stages = Stages(
-        lambda rows: report.save(options.out, rows, "fast_profile.py", *["--tiny"] * options.tiny), options.minutes
-    )
-    with report.private_caches(cold=False), report.folder(options) as folder, torch.inference_mode():
-        ProfileBench(stages, options, folder).everything()
-    report.show(list(stages.rows.values()), notes=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(ProfileBench, __doc__, "fast_profile", minutes=4.0)

@@ -19,7 +19,8 @@ from typing import Any
 
 import report
 import torch
-from held_out import DEVICE, Settings
+from held_out import Settings
+from sampling import emulate_fp8
 from single_edits import Made, SingleEdits, judged
 from stages import Stages
 
@@ -107,22 +108,14 @@ def row_name(way: str, measure: str, n: int) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = report.parser(__doc__, "fast_quality.json")
-    parser.add_argument("--tiny", action="store_true", help="few edits and steps, to try the script")
-    parser.add_argument("--edits", type=int, default=60, help="for each number of references")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which the rest is left out")
-    parser.add_argument("--plot", action="store_true", help="only draw what was measured before")
-    options = parser.parse_args()
+    options = report.parser_of_edits(__doc__, "fast_quality.json", 60).parse_args()
     report.tiny_variant(options)
     if options.plot:
         plot(options)
         return
     report.import_comfyui()
     report.import_pack()
-    if DEVICE == "cpu":
-        from kontextkit.engine.quant import fp8
-
-        fp8.why_not = lambda device: ""
+    emulate_fp8()
     command = ("fast_quality.py", *(["--tiny"] if options.tiny else ["--edits", str(options.edits)]))
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
     with report.private_caches(cold=False), torch.inference_mode():

@@ -27,9 +27,9 @@ from typing import Any
 import report
 import torch
 from optimize_peers import Diffusers
-from random_files import COMPUTE, DEVICE, base_file, call
+from random_files import COMPUTE, base_file, call
 from references_steps import BUDGET, ReferenceBench
-from sampling import Optimized
+from sampling import Optimized, emulate_fp8
 from stages import Stages
 from timed_runs import Sample, Timed, timed
 from torch import Tensor
@@ -215,26 +215,26 @@ def seconds(runs: list[Timed]) -> float:
     return median(run.seconds for run in runs)
 
 
-def main() -> None:
+def main(
+    bench: type[FastBench] = FastBench, page: str | None = __doc__, name: str = "fast_steps", minutes: float = 8.5
+) -> None:
     """Command line."""
-    parser = report.parser(__doc__, "fast_steps.json")
+    parser = report.parser(page, f"{name}.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--minutes", type=float, default=8.5, help="after which the rest is left out")
+    parser.add_argument("--minutes", type=float, default=minutes, help="after which the rest is left out")
     parser.add_argument("--rounds", type=int, default=3, help="runs on the clock")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
     options = parser.parse_args()
     report.tiny_variant(options)
     report.import_comfyui()
     report.import_pack()
-    if options.tiny and DEVICE == "cpu":
-        from kontextkit.engine.quant import fp8
-
-        fp8.why_not = lambda device: ""
-    command = ("fast_steps.py", *["--tiny"] * options.tiny, "--rounds", str(options.rounds))
+    if options.tiny:
+        emulate_fp8()
+    command = (f"{name}.py", *["--tiny"] * options.tiny, "--rounds", str(options.rounds))
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
     with report.private_caches(cold=False), report.folder(options) as folder, torch.inference_mode():
-        FastBench(stages, options, folder).everything()
-    report.show(list(stages.rows.values()), notes=options.tiny)
+        bench(stages, options, folder).everything()
+    report.show(list(stages.rows.values()))
 
 
 if __name__ == "__main__":

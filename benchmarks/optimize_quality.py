@@ -161,12 +161,7 @@ def words(name: str, number: float) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = report.parser(__doc__, "optimize_quality.json")
-    parser.add_argument("--tiny", action="store_true", help="few edits, steps and settings, to try the script")
-    parser.add_argument("--edits", type=int, default=100)
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which the rest is left out")
-    parser.add_argument("--plot", action="store_true", help="only draw what was measured before")
-    options = parser.parse_args()
+    options = report.parser_of_edits(__doc__, "optimize_quality.json", 100).parse_args()
     report.tiny_variant(options)
     if options.plot:
         plot(options)

@@ -103,11 +103,11 @@ class ReferenceBench(Bench):
         time_goal, gb_goal = GOALS[n] if has_goal else (None, None)
         note = f"{n_steps} steps, {'two megapixels in all' if name == 'budget' else 'each 1024x1024'}"
         rows = [report.row(f"{prefix}.seconds.{name}", seconds[n], "s", note)]
-        rows += [report.row(f"{prefix}.gb.{name}", gb[n], "GB", f"beside the weights; {note}")]
+        rows += [report.row(f"{prefix}.peak_gb.{name}", gb[n], "GB", f"beside the weights; {note}")]
         if n > 1 and 1 in gb:
             more = gb[n] - gb[1]
             rows += [report.row(f"{prefix}.time_ratio.{name}", seconds[n] / seconds[1], "times", note, time_goal)]
-            rows += [report.row(f"{prefix}.more_gb.{name}", more, "GB", f"over one reference; {note}", gb_goal)]
+            rows += [report.row(f"{prefix}.gb.{name}", more, "GB", f"over one reference; {note}", gb_goal)]
         return rows
 
     def weight(self) -> None:

@@ -60,6 +60,16 @@ def parser(page: str | None, result: str) -> argparse.ArgumentParser:
     return options
 
 
+def parser_of_edits(page: str | None, result: str, n_edits: int) -> argparse.ArgumentParser:
+    """`parser`, for what a setting does to pictures."""
+    options = parser(page, result)
+    options.add_argument("--tiny", action="store_true", help="few edits, steps and settings, to try the script")
+    options.add_argument("--edits", type=int, default=n_edits)
+    options.add_argument("--minutes", type=float, default=9.0, help="after which the rest is left out")
+    options.add_argument("--plot", action="store_true", help="only draw what was measured before")
+    return options
+
+
 def variant(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> None:
     """A variant's result lies beside the usual one, under its own name, unless --out says otherwise."""
     if names and options.out == parser.get_default("out"):

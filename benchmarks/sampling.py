@@ -21,6 +21,14 @@ def sample(
     return comfy.sample.sample(model, noise, *how, callback=after_step, disable_pbar=True, seed=0)
 
 
+def emulate_fp8() -> None:
+    """Where there is no card: its products from now on by plain arithmetic, so that a script can be tried."""
+    from kontextkit.engine.quant import fp8
+
+    if not torch.cuda.is_available():
+        fp8.why_not = lambda device: ""
+
+
 class Optimized:
     """A MODEL as `KontextOptimize` returns it, and the last run of it."""
 

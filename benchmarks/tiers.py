@@ -61,7 +61,7 @@ def prepared(base: Path, workflow: Json, tiny: bool) -> Json:
     else:
         write_files(base / "models", workflow)
     for node in workflow.values():
-        if node["class_type"] == "LoadImage":  # which needs PyAV, too large to carry to every machine
+        if node["class_type"] == "LoadImage":  # which needs PyAV
             node["class_type"], node["inputs"] = "EmptyImage", EMPTY
         if node["class_type"] == "KontextOptimize":
             slices = {"attention": "sliced", "compile": "off"} if "low_memory" in json.dumps(workflow) else {}

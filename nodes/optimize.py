@@ -138,7 +138,7 @@ class KontextOptimize(io.ComfyNode):
                     default=AS_LOADED,
                     optional=True,
                     advanced=True,
-                    tooltip=_ONLY + "fp8: the products in the blocks are in 8 bits, about 2 % off, on NVIDIA cards "
+                    tooltip=_ONLY + "fp8: the products in the blocks are in 8 bits, a little off, on NVIDIA cards "
                     "of the 40 series, Hopper or newer. Takes 8.6 GB more on the card at FLUX's full size.",
                 ),
             ],

@@ -121,15 +121,25 @@ def heads(
 
 def products(linears: tuple[Module, ...], x: Tensor) -> list[Tensor]:
     """What each Linear gives for the one x, which FP8 quantizes once where no LoRA needs it as it is."""
-    weights = [linear.fp8 for linear in linears if getattr(linear, "fp8", None) is not None]
-    if len(weights) < len(linears) or any(linear.branch is not None for linear in linears):
-        return [linear(x) for linear in linears]
-    return multiply(x, *weights)
+    return (
+        multiply(x, *(linear.fp8 for linear in linears)) if takes_fp8(*linears) else [linear(x) for linear in linears]
+    )
+
+
+def takes_fp8(*linears: Module) -> bool:
+    """Whether all multiply rows in FP8, no LoRA needing them as they are."""
+    return all(getattr(linear, "fp8", None) is not None and linear.branch is None for linear in linears)
 
 
 def rms_norm(x: Tensor, norm: Module) -> Tensor:
-    """`norm` in x's dtype and place, wherever a host left its weight; a card is not made to wait for it."""
-    return F.rms_norm(x, x.shape[-1:], norm.weight.to(x, non_blocking=x.is_cuda), eps=1e-6)
+    """`norm` in x's dtype and place."""
+    return F.rms_norm(x, x.shape[-1:], norm_weight(norm, x), eps=1e-6)
+
+
+def norm_weight(norm: Module, x: Tensor) -> Tensor:
+    """Of an RMS norm, in x's dtype and place, wherever a host left it; a card is not made to wait for it."""
+    weight: Tensor = norm.weight.to(x, non_blocking=x.is_cuda)
+    return weight
 
 
 def mlp(feed_forward: Module, x: Tensor) -> Tensor:

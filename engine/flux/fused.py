@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..quant.fp8 import multiply_rows
 from . import blocks
-from .blocks import Kept, Module, Parts, Qkv, clamp_half, modulation
+from .blocks import Kept, Module, Parts, Qkv, clamp_half, modulation, norm_weight, takes_fp8
 from .triton_blocks import Rows, heads, join_gelu, norm, residual, residual_norm
 
 
@@ -25,8 +25,8 @@ def double_in(block: Module, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor |
     img_qkv = products((attn.to_q, attn.to_k, attn.to_v), img, lambda fp8: norm(img, img_shift, img_scale, fp8))
     projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
     txt_qkv = products(projections, txt, lambda fp8: norm(txt, txt_shift, txt_scale, fp8))
-    of_txt = (txt_qkv, weight(attn.norm_added_q, txt), weight(attn.norm_added_k, txt))
-    of_img = (img_qkv, weight(attn.norm_q, img), weight(attn.norm_k, img))
+    of_txt = (txt_qkv, norm_weight(attn.norm_added_q, txt), norm_weight(attn.norm_added_k, txt))
+    of_img = (img_qkv, norm_weight(attn.norm_q, img), norm_weight(attn.norm_k, img))
     return heads((of_txt, of_img), pe, attn.head_dim), (*img_kept, *txt_kept)
 
 
@@ -58,7 +58,7 @@ def single_in(block: Module, x: Tensor, vec: Tensor, pe: Tensor | None) -> tuple
     projections = (attn.to_q, attn.to_k, attn.to_v)
     h = norm(x, shift, scale, takes_fp8(*projections, block.proj_mlp))
     qkv = products(projections, x, lambda _: h)
-    return heads([(qkv, weight(attn.norm_q, x), weight(attn.norm_k, x))], pe, attn.head_dim), (h, gate)
+    return heads([(qkv, norm_weight(attn.norm_q, x), norm_weight(attn.norm_k, x))], pe, attn.head_dim), (h, gate)
 
 
 def single_out(block: Module, x: Tensor, attended: Tensor, kept: Kept) -> Tensor:
@@ -72,11 +72,6 @@ def single_out(block: Module, x: Tensor, attended: Tensor, kept: Kept) -> Tensor
 PARTS = Parts(double_in, double_out, single_in, single_out)
 
 
-def takes_fp8(*linears: Module) -> bool:
-    """Whether all multiply rows in FP8, no LoRA needing them as they are."""
-    return all(getattr(linear, "fp8", None) is not None and linear.branch is None for linear in linears)
-
-
 def products(linears: Sequence[Module], like: Tensor, rows: Callable[[bool], Rows]) -> list[Tensor]:
     """What each Linear gives, (B, L, out), for the rows; these are asked for in FP8 where all take them so.
 
@@ -87,8 +82,3 @@ def products(linears: Sequence[Module], like: Tensor, rows: Callable[[bool], Row
         return [linear(x) for linear in linears]
     made = multiply_rows(x, [linear.fp8 for linear in linears], like.dtype)
     return [y.view(*like.shape[:2], y.shape[1]) for y in made]
-
-
-def weight(rms: Module, like: Tensor) -> Tensor:
-    """Of an RMS norm, where and of what dtype it is needed; a card is not made to wait for it."""
-    return rms.weight.to(like, non_blocking=like.is_cuda)
