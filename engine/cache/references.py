@@ -60,6 +60,7 @@ class ReferenceCache:
     def begin(self) -> bool:
         """Before a pass: whether it leaves the references out."""
         s = self.settings
+        self._drifts_of_blocks.clear()  # of a pass that was skipped after its first block
         self.reuses = self.n_computed >= max(1, s.n_first) and self.n_since_refresh < s.interval - 1
         return self.reuses
 
@@ -67,7 +68,6 @@ class ReferenceCache:
         """After a pass that ran all blocks."""
         if self._drifts_of_blocks:
             self.drifts.append(float(torch.stack(self._drifts_of_blocks).max()))
-            self._drifts_of_blocks.clear()
         self.n_computed += 1
         self.n_since_refresh = self.n_since_refresh + 1 if self.reuses else 0
 
