@@ -3,17 +3,20 @@
     COMFYUI_PATH=... python benchmarks/tiers.py [--tiny] [--folder FOLDER] [--front-end FOLDER] [--out FILE]
 
 Transformer, text encoders and VAE are random numbers of the real sizes. The cap is real: another process holds the
-card's memory but for the cap before ComfyUI starts, and reads how much is free (memory_run.py). Every step is
-computed: with random weights what a cache would skip means nothing. The first prompt loads all files and encodes the
-text; the second has another seed, and is what the next pictures take. A reference of the target's size, batch 1.
---tiny: the demo model in their place, two steps and no cap, to try the script.
+card's memory but for the cap before ComfyUI starts, and reads how much is free (memory_run.py). First every step is
+computed; then the preset fast runs, whose steps are those that the demo model's edits compute (measured_maps.py): with
+random weights what a cache would skip means nothing. The first prompt loads all files and encodes the text; the second
+has another seed, and is what the next pictures take. A reference of the target's size, batch 1.
+--tiny: the demo model in their place, four steps and no cap, to try the script.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
+import shutil
 import time
 import traceback
 from pathlib import Path
@@ -22,12 +25,19 @@ from typing import Any
 import report
 from gguf_memory import Process
 from loading import clip_l, t5xxl
+from measured_maps import measured_maps
 from memory_run import GB
 
-CASES = (("24gb_optimized", 24, 18), ("8gb_quality", 8, 32), ("8gb_low_memory", 6, 28))  # GB of the card, guide's s
+CASES = (  # GB of the card, the guide's seconds
+    ("80gb", 80, None),
+    ("24gb_optimized", 24, 18),
+    ("8gb_quality", 8, 32),
+    ("8gb_low_memory", 6, 28),
+)
 CLIP_L, T5XXL, VAE = "text_encoders/clip_l.gguf", "text_encoders/t5xxl.gguf", "vae/ae.safetensors"
 EMPTY = {"width": 512, "height": 512, "batch_size": 1, "color": 0x808080}
 EXACT = {"preset": "custom", "threshold": 0.0}  # every step computed
+FIXED_STEPS = Path(__file__).with_name("fixed_steps.py")  # a node, "FixedSteps"
 Json = dict[str, Any]
 
 
@@ -47,6 +57,7 @@ def main() -> None:
             workflow = json.loads((report.ROOT / "workflows" / "api" / f"kontext_tier_{slug}.json").read_text())
             graph = prepared(base, workflow, options.tiny)
             rows += measure(base, graph, slug, None if options.tiny else cap, guide, options.front_end)
+            print(json.dumps(rows, indent=1), flush=True)
             report.save(options.out, rows, "tiers.py")
     report.write(options.out, rows, "tiers.py")
 
@@ -57,7 +68,7 @@ def prepared(base: Path, workflow: Json, tiny: bool) -> Json:
 
     if tiny:
         write_stand_ins(base / "models")
-        workflow = api_with_stand_ins(workflow, 2)
+        workflow = api_with_stand_ins(workflow, 4)
     else:
         write_files(base / "models", workflow)
     for node in workflow.values():
@@ -75,12 +86,17 @@ def write_files(models: Path, workflow: Json) -> None:
     """Random numbers under the names of the workflow, unless the files are there."""
     from kontextkit.devtools.flux_shapes import bfl_shapes
     from kontextkit.engine.whole_file import whole_file
-    from random_files import FULL, mixed, write_gguf
+    from random_files import FULL, mixed, write_bf16, write_gguf
     from safetensors.torch import save_file
 
     (name,) = (node["inputs"]["model_name"] for node in workflow.values() if "model_name" in node["inputs"])
-    (mix,) = re.findall(r"Q\d_K_M", name)
-    wanted = {f"diffusion_models/{name}": lambda: mixed(bfl_shapes(**FULL), mix), CLIP_L: clip_l, T5XXL: t5xxl}
+    wanted = {CLIP_L: clip_l, T5XXL: t5xxl}
+    if mix := re.search(r"Q\d_K_M", name):
+        wanted[f"diffusion_models/{name}"] = lambda: mixed(bfl_shapes(**FULL), mix[0])
+    elif not (models / "diffusion_models" / name).exists():
+        (models / "diffusion_models").mkdir(parents=True, exist_ok=True)
+        with whole_file(models / "diffusion_models" / name) as unfinished:
+            write_bf16(unfinished, bfl_shapes(**FULL))
     for path, tensors in wanted.items():
         if not (models / path).exists():
             (models / path).parent.mkdir(parents=True, exist_ok=True)
@@ -112,40 +128,68 @@ def autoencoder() -> Any:
     return model
 
 
-def measure(base: Path, graph: Json, slug: str, cap: float | None, guide: float, front_end: Path | None) -> list[Json]:
-    """Rows of one tier: the first prompt, the second, a step of it, and the card's peak."""
+def with_fast(graph: Json) -> Json:
+    """The same under the preset fast, with the steps that the demo model's edits compute."""
+    graph = copy.deepcopy(graph)
+    ((name, optimizer),) = ((name, node) for name, node in graph.items() if node["class_type"] == "KontextOptimize")
+    for node in graph.values():
+        node["inputs"] |= {key: ["fixed", 0] for key, value in node["inputs"].items() if value == [name, 0]}
+    optimizer["inputs"]["preset"] = "fast"
+    steps = ",".join(map(str, measured_maps()["fast"]))
+    (of,) = (node["inputs"]["steps"] for node in graph.values() if node["class_type"] == "KSampler")
+    graph["fixed"] = {"class_type": "FixedSteps", "inputs": {"model": [name, 0], "steps": steps, "of": of}}
+    return graph
+
+
+def seconds(server: Any, graph: Json, seed: int) -> float:
+    """Of one prompt, which makes a picture."""
+    for node in graph.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["seed"] = seed
+    begin = time.perf_counter()
+    assert server.run(graph)
+    return time.perf_counter() - begin
+
+
+def measure(
+    base: Path, graph: Json, slug: str, cap: float | None, guide: float | None, front_end: Path | None
+) -> list[Json]:
+    """Rows of one tier: the first prompt, the second, a step of it, the preset fast, and the card's peak."""
     import requests
     from kontextkit.devtools.server import ComfyServer
 
-    name, note = f"tiers.{slug}", f"the guide says {guide} s"
+    name, rows = f"tiers.{slug}", []
+    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    shutil.copy(FIXED_STEPS, base / "custom_nodes")
     holder = Process(["--hold"])
     free = holder.ask(None if cap is None else cap * GB)
     try:
         extra = ("--front-end-root", str(front_end.resolve())) if front_end else ()
         with ComfyServer(Path(os.environ["COMFYUI_PATH"]).resolve(), base.resolve(), extra=extra) as server:
-            seconds = []
-            for seed in range(2):
-                for node in graph.values():
-                    if node["class_type"] == "KSampler":
-                        node["inputs"]["seed"] = seed
-                begin = time.perf_counter()
-                assert server.run(graph)
-                seconds.append(time.perf_counter() - begin)
-            runs = requests.get(f"{server.url}/kontextkit/runs", timeout=60).json()
-            peak = (free - holder.ask("lowest")) / GB
+            last = lambda: requests.get(f"{server.url}/kontextkit/runs", timeout=60).json()[-1]  # noqa: E731
+            rows.append(report.row(f"{name}.first_seconds", seconds(server, graph, 0), "s", "with loading all files"))
+            note = f"the guide says {guide} s" if guide else ""
+            rows.append(report.row(f"{name}.seconds", seconds(server, graph, 1), "s", note))
+            run = last()
+            n_steps, whole = run["computed"], run["seconds"]
+            rows.append(report.row(f"{name}.step_ms", 1e3 * whole / n_steps, "ms", f"{n_steps} steps"))
+            if cap is not None:
+                peak = (free - holder.ask("lowest")) / GB
+                rows.append(report.row(f"{name}.peak_gb", peak, "GB", f"of a card of {cap} GB", goal=cap))
+            fast = with_fast(graph)
+            seconds(server, fast, 2)  # makes its kernels
+            rows.append(report.row(f"{name}.fast.seconds", seconds(server, fast, 3), "s", "preset fast"))
+            run = last()
+            note = f"{run['computed']} computed, {run['kept']} with kept references, {run['skipped']} skipped"
+            rows.append(report.row(f"{name}.fast.sampling_speedup", whole / run["seconds"], "times", note))
+            log = (base / "comfyui.log").read_text(errors="replace").splitlines()
+            print(*(line for line in log if "KontextKit" in line), sep="\n")
     except Exception as error:  # the next tier may go
         traceback.print_exc()
         print(*(base / "comfyui.log").read_text(errors="replace").splitlines()[-40:], sep="\n")
-        return [report.failed(f"{name}.seconds", "s", f"{type(error).__name__}: {error}"[:300])]
+        rows.append(report.failed(f"{name}.failed", "s", f"{type(error).__name__}: {error}"[:300]))
     finally:
         holder.end()
-    rows = [report.row(f"{name}.first_seconds", seconds[0], "s", "with loading all files")]
-    rows.append(report.row(f"{name}.seconds", seconds[1], "s", note))
-    if runs:
-        steps = runs[-1]["computed"]
-        rows.append(report.row(f"{name}.step_ms", 1e3 * runs[-1]["seconds"] / steps, "ms", f"{steps} steps"))
-    if peak == peak and cap is not None:  # no card: no number
-        rows.append(report.row(f"{name}.peak_gb", peak, "GB", f"of a card of {cap} GB", goal=cap))
     return rows
 
 

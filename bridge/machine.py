@@ -15,7 +15,8 @@ import comfy.model_management
 import torch
 
 from ..engine.attention.backends import BACKENDS, why_not
-from ..engine.tiers.detect import ADA, Machine, detect
+from ..engine.quant.fp8 import CAPABILITY
+from ..engine.tiers.detect import Machine, detect
 from ..engine.tiers.tiers import TIERS, USE_CASES
 
 PRODUCT = {"cpu": (torch.float32, 1024)}  # dtype and size of the timed product, by kind of device
@@ -81,7 +82,7 @@ def installed(here: Machine) -> list[dict[str, Any]]:
     """What speeds the pack up: name, whether it is there, and where not the command that brings it, or words why."""
     device = comfy.model_management.get_torch_device()
     triton = "triton-windows" if sys.platform == "win32" else "triton"
-    is_new = here.capability is not None and here.capability >= ADA
+    is_new = here.capability is not None and here.capability >= CAPABILITY
     parts = [
         _part("Triton", find_spec("triton") is not None, here, triton),
         _part("FP8 arithmetic", is_new, here, words="The card has no FP8 units: RTX 40, H100 and newer have."),

@@ -76,6 +76,9 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
         choices = replace(choices, compile=OFF)
         reason = triton_missing() if device.type == "cuda" else "they need an NVIDIA or AMD card"
         lines.append(f"No fused kernels: {reason}.")
+    if choices.attention == FP8 and (reason := why_not(FP8, device)):
+        choices = replace(choices, attention=AUTO)
+        lines.append(f"Attention is exact: {reason}.")
     if choices.attention == AUTO and device.type != "cuda":
         choices = replace(choices, attention="comfyui")
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
@@ -95,8 +98,8 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
     elif choices.compile != OFF:
         lines.append(f"The blocks are compiled ({choices.compile}); the first run takes longer.")
     if choices.attention != "comfyui":
-        which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention
-        lines.append(f"Attention: {which}.")
+        which = {AUTO: "the fastest exact one of this card", FP8: "in FP8 where that is the fastest of this card"}
+        lines.append(f"Attention: {which.get(choices.attention, choices.attention)}.")
     if choices.precision == FP8:
         reason = fp8.why_not(device)
         words = "Products in the blocks are in FP8, by weights made at the start of each run."

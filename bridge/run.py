@@ -14,18 +14,19 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..engine.attention.backends import BACKENDS, fastest
+from ..engine.attention.backends import BACKENDS, EXACT, fastest
 from ..engine.cache.first_block import FirstBlockCache
 from ..engine.cache.references import ReferenceCache, ReferenceSettings
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, guarded, n_graphs, recompiles_allowed
-from ..engine.tiers.presets import AUTO, FUSED, OFF, Choices
+from ..engine.tiers.presets import AUTO, FP8, FUSED, OFF, Choices
 
 KINDS = {
     "computed": "passes computed",
     "without references": "with kept references",
     "skipped": "skipped",
 }  # of passes, and how the report calls them
+AMONG = {AUTO: EXACT, FP8: (*EXACT, FP8)}  # of choices of attention: the fastest of these is taken
 SHARE_OF_FREE = 0.5  # of the memory that kept references may take; the pass needs some too
 KEY = "kontextkit.run"  # in transformer_options
 OVERRIDE = "optimized_attention_override"  # ComfyUI's name, in transformer_options
@@ -169,8 +170,8 @@ class SamplingRun:
         """For OVERRIDE: FLUX's own attention goes to the chosen backend, any other to ComfyUI's."""
         plain = more.get("mask") is None and more.get("skip_reshape") and not more.get("skip_output_reshape")
         name = self.choices.attention
-        if plain and name == AUTO:
-            name = fastest(q, k, v) or ""
+        if plain and name in AMONG:
+            name = fastest(q, k, v, AMONG[name]) or ""
         if not plain or name in ("", "comfyui"):
             return attention(q, k, v, *rest, **more)
         try:

@@ -32,7 +32,7 @@ INSIDE_ENGINE = {
     "words": set(),
     "metrics": {"flux"},
     "inpaint": {"flux"},
-    "attention": set(),
+    "attention": {"quant"},
     "references": {"errors", "flux"},
     "cache": set(),
     "tiers": {"cache", "references"},

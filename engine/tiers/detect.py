@@ -8,7 +8,6 @@ from .tiers import TIERS, Tier
 
 CPU = "CPU"
 AMPERE = (8, 0)  # the first NVIDIA cards with BF16 units
-ADA = (8, 9)  # the first with FP8 units
 SHARE_OF_SHARED = 0.7  # of memory that a GPU shares with the system, which needs the rest
 
 
