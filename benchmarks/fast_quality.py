@@ -7,7 +7,8 @@ Held-out edits with one, two and four references through ComfyUI's sampler (28 s
 SSIM is to the same edit with nothing spared; success is judged as in demo_quality.py. The demo model was trained with
 up to three references: the fourth is another edit's picture, which no prompt names. How far kept references drift is
 told by `ReferenceCache.drifts`, the most of a run. Without a card FP8 products are emulated, the same numbers but for
-rounding, and attention is exact; on one it is in FP8 here, also where such small pictures have a faster one. --plot draws js/docs/KontextOptimize_references.png from the result, without a model.
+rounding, and attention is exact; on one it is in FP8 here, also where such small pictures have a faster one.
+--plot draws js/docs/KontextOptimize_references.png from the result, without a model.
 """
 
 from __future__ import annotations
