@@ -49,14 +49,6 @@ def test_it_attends_as_torch_does_but_for_eight_bits(shape, dtype):
     assert 0.001 < error(ours.float(), exact(q, k, v)) < OFF
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="the kernel is made for eight bits; the interpreter takes any")
-@pytest.mark.parametrize("shape", SHAPES)
-def test_without_eight_bits_it_is_torch_s_attention(shape, monkeypatch):
-    monkeypatch.setattr("kontextkit.engine.attention.triton_fp8.E4M3", torch.float32)
-    q, k, v = qkv(*SHAPES[shape], torch.float32)
-    assert error(attend(q, k, v), exact(q, k, v)) < 1e-6
-
-
 def test_values_of_any_size_keep_their_digits():
     q, k, v = qkv(1, 3, 64, 64, 64, torch.float32)
     sizes = torch.tensor([1e-6, 1.0, 1e6], device=DEVICE).view(1, 3, 1, 1)
