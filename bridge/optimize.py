@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import comfy.sampler_helpers
 import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -25,7 +26,7 @@ from .calibration import CHOICES, calibrated
 from .model import KontextModel
 from .notes import show
 from .patcher import is_dynamic
-from .precision import products
+from .precision import may_fit, products
 from .run import KEY as RUN
 from .run import OVERRIDE, SamplingRun
 
@@ -54,7 +55,7 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     if choices.target_ssim and vae is None:
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
     resolved, lines = resolve(choices, patcher.load_device)
-    in_fp8 = resolved.precision == FP8 and not fp8.why_not(patcher.load_device)
+    in_fp8 = resolved.precision == FP8 and not fp8.why_not(patcher.load_device) and may_fit(patcher)
     whole = resolved.compile not in (OFF, FUSED) or in_fp8  # weights that come over inside a Linear are no use to these
     clone = patcher.get_non_dynamic_delegate() if whole and is_dynamic(patcher) else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
@@ -133,14 +134,15 @@ def around_sampler(
     applied: Applied = patcher.get_attachment(KEY)
     options = extra_args["model_options"]["transformer_options"]  # this run's own
     choices = options.get(CHOICES, applied.choices)
-    run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device)
+    pass_bytes, _ = comfy.sampler_helpers.estimate_memory(patcher, noise.shape, guider.conds)
+    run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device, pass_bytes)
     if choices.attention != "comfyui":
         options.setdefault(OVERRIDE, run.attend)
     if run.compiles:
         stored = compile_cache(choices.compile)
         if applied.node_id is not None and not n_graphs():
             show("Compiling the blocks: the first step takes longer.", applied.node_id)
-    with run.going(), products(run, guider, noise.shape):
+    with run.going(), products(run, guider):
         result = sample(guider, sigmas, extra_args, run.after_step(callback), noise, *rest, **more)
     if run.compiles and run.n_graphs and not run.failed.reason:
         stored.save()

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management as management
-import comfy.sampler_helpers
 import torch
 
 from ..engine.flux.blocks import token_linears
@@ -22,7 +21,7 @@ GB = 1e9
 
 
 @contextmanager
-def products(run: SamplingRun, guider: Any, noise_shape: Sequence[int]) -> Iterator[None]:
+def products(run: SamplingRun, guider: Any) -> Iterator[None]:
     """Around the sampler: the Linears of the blocks multiply as the run's choices say.
 
     Where FP8 cannot be they multiply as loaded, and the run's report says why.
@@ -31,8 +30,8 @@ def products(run: SamplingRun, guider: Any, noise_shape: Sequence[int]) -> Itera
         yield
         return
     model = guider.model_patcher.model
-    linears = [linear for linear in token_linears(model.diffusion_model.transformer).values() if fp8.fits(linear)]
-    reason = fp8.why_not(run.device) or why_not_loaded(guider, linears) or why_no_room(guider, linears, noise_shape)
+    linears = in_blocks(guider.model_patcher)
+    reason = fp8.why_not(run.device) or why_not_loaded(guider, linears) or why_no_room(guider, linears, run.pass_bytes)
     if reason:
         run.notes.append(f"Products ran as loaded, not in FP8: {reason}.")
         yield
@@ -46,25 +45,39 @@ def products(run: SamplingRun, guider: Any, noise_shape: Sequence[int]) -> Itera
         yield
 
 
+def in_blocks(patcher: Any) -> list[HostedLinear]:
+    """Those Linears of a MODEL that FP8 takes."""
+    linears = token_linears(patcher.model.diffusion_model.transformer).values()
+    return [linear for linear in linears if fp8.fits(linear)]
+
+
+def may_fit(patcher: Any) -> bool:
+    """Whether the card, were it empty, would hold the FP8 weights beside those of the file."""
+    whole: int = management.get_total_memory(patcher.load_device)
+    return patcher.model_size() + fp8.n_bytes(in_blocks(patcher)) < whole
+
+
 def why_not_loaded(guider: Any, linears: Sequence[HostedLinear]) -> str:
     """Why the weights do not lie ready on one card, a sentence without its end, or nothing."""
     if len(guider.model_options.get("multigpu_clones", ())) > 1:
         return "they would be made on one GPU only"
     if is_dynamic(guider.model_patcher):
-        return "dynamic VRAM brings weights over one by one"
+        words = (
+            "" if may_fit(guider.model_patcher) else f", as the card has no room for {fp8.n_bytes(linears) / GB:.1f} GB"
+        )
+        return f"dynamic VRAM brings weights over one by one{words}"
     if any(linear.comfy_cast_weights or linear.weight_function or linear.bias_function for linear in linears):
         return "not all weights are on the card as they are"
     return ""
 
 
-def why_no_room(guider: Any, linears: Sequence[HostedLinear], noise_shape: Sequence[int]) -> str:
+def why_no_room(guider: Any, linears: Sequence[HostedLinear], for_pass: float) -> str:
     """Why they do not fit beside the model and a pass, a sentence without its end, or nothing.
 
     Models that this run does not use make room, as they do when a model is loaded.
     """
     patcher = guider.model_patcher
     device, n_bytes = patcher.load_device, fp8.n_bytes(linears)
-    for_pass, _ = comfy.sampler_helpers.estimate_memory(patcher, noise_shape, guider.conds)
     if management.get_free_memory(device) < n_bytes + for_pass:
         used = {id(each.model) for each in (patcher, *guider.loaded_models)}
         keep = [each for each in management.current_loaded_models if id(getattr(each.model, "model", None)) in used]

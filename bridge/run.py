@@ -27,7 +27,6 @@ KINDS = {
     "skipped": "skipped",
 }  # of passes, and how the report calls them
 AMONG = {AUTO: EXACT, FP8: (*EXACT, FP8)}  # of choices of attention: the fastest of these is taken
-SHARE_OF_FREE = 0.5  # of the memory that kept references may take; the pass needs some too
 KEY = "kontextkit.run"  # in transformer_options
 OVERRIDE = "optimized_attention_override"  # ComfyUI's name, in transformer_options
 
@@ -49,8 +48,9 @@ class Caches:
 class SamplingRun:
     """Lives from a sampler's start to its end, in the transformer_options of that run alone."""
 
-    def __init__(self, choices: Choices, sigmas: Sequence[float], device: torch.device):
-        self.choices, self.sigmas, self.device = choices, sigmas, device
+    def __init__(self, choices: Choices, sigmas: Sequence[float], device: torch.device, pass_bytes: float = 0):
+        """pass_bytes: of the device's memory that a pass needs beside the weights."""
+        self.choices, self.sigmas, self.device, self.pass_bytes = choices, sigmas, device, pass_bytes
         self.step = 0
         self.caches: dict[tuple[object, ...], Caches] = {}
         self.n_evaluations: Counter[tuple[object, ...]] = Counter()  # of each condition in this step
@@ -138,14 +138,14 @@ class SamplingRun:
         return caches
 
     def keeps(self, n_bytes: int, fp8_bytes: int) -> ReferenceSettings | None:
-        """How a series' references are kept, by the memory that is free beside those already kept; None: not at all."""
+        """How a series' references are kept, by the memory that a pass leaves beside those already kept; None: not."""
         if not n_bytes or not self.choices.references:
             return None
-        free = comfy.model_management.get_free_memory(self.device)
-        fits = [size < SHARE_OF_FREE * free for size in (n_bytes, fp8_bytes)]
+        free = max(0, comfy.model_management.get_free_memory(self.device) - self.pass_bytes)
+        fits = [size < free for size in (n_bytes, fp8_bytes)]
         if not fits[0]:
             way = f"are kept in FP8 ({fp8_bytes / 1e9:.1f} GB)" if fits[1] else "are computed at every step"
-            sizes = f"{n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+            sizes = f"{n_bytes / 1e9:.1f} GB, a pass leaves {free / 1e9:.1f} free"
             note = f"References {way}: as computed they would take {sizes}."
             self.notes = [*(each for each in self.notes if not each.startswith("References ")), note]
         return replace(self.choices.references, fp8=not fits[0]) if any(fits) else None

@@ -156,6 +156,7 @@ def test_where_references_do_not_fit_they_are_kept_in_fp8_and_where_these_do_not
     model, said, monkeypatch, has_fp8
 ):
     import comfy.model_management as management
+    import comfy.sampler_helpers
 
     measured = management.get_free_memory
     kept = optimized(model, references=ReferenceSettings(n_first=1, interval=9))
@@ -163,12 +164,13 @@ def test_where_references_do_not_fit_they_are_kept_in_fp8_and_where_these_do_not
     n_bytes = 2 * n_tokens * width * n_blocks * 4
     expected = k_sampler(kept)
     for free, passes, words in [
-        (2 * n_bytes + 9, (1, 3), None),
-        (n_bytes, (1, 3), "References are kept in FP8 (0.0 GB): as computed they would take 0.0 GB, 0.0 are free."),
-        (n_bytes // 2, (4, 0), "References are computed at every step: as computed they would take 0.0 GB, 0.0 are"),
+        (n_bytes + 1, (1, 3), None),
+        (n_bytes, (1, 3), "References are kept in FP8 (0.0 GB): as computed they would take 0.0 GB, a pass leaves 0.0"),
+        (n_bytes // 4, (4, 0), "References are computed at every step: as computed they would take 0.0 GB, a pass"),
     ]:
         with monkeypatch.context() as short:
             short.setattr(management, "get_free_memory", lambda d, too=False, f=free: measured(d, too) if too else f)
+            short.setattr(comfy.sampler_helpers, "estimate_memory", lambda *_: (0, 0))
             picture = k_sampler(kept)
         lines = said.texts[-1].splitlines()
         first, last = lines[0], lines[-1]
@@ -187,9 +189,10 @@ def test_every_series_asks_whether_its_references_fit(comfyui, monkeypatch):
     import comfy.model_management as management
     from kontextkit.bridge.run import SamplingRun
 
-    run = SamplingRun(Choices(references=ReferenceSettings(n_first=1, interval=9)), [1.0, 0.0], torch.device("cpu"))
+    choices = Choices(references=ReferenceSettings(n_first=1, interval=9))
+    run = SamplingRun(choices, [1.0, 0.0], torch.device("cpu"), pass_bytes=500)
     kept = []
-    for free in (3000, 1500, 500):
+    for free in (1501, 1500, 751):
         monkeypatch.setattr(management, "get_free_memory", lambda device, free=free: free)
         kept.append(run.keeps(1000, 251))
     assert [settings and settings.fp8 for settings in kept] == [False, True, None]
