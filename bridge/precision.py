@@ -62,10 +62,9 @@ def why_not_loaded(guider: Any, linears: Sequence[HostedLinear]) -> str:
     if len(guider.model_options.get("multigpu_clones", ())) > 1:
         return "they would be made on one GPU only"
     if is_dynamic(guider.model_patcher):
-        words = (
-            "" if may_fit(guider.model_patcher) else f", as the card has no room for {fp8.n_bytes(linears) / GB:.1f} GB"
-        )
-        return f"dynamic VRAM brings weights over one by one{words}"
+        if not may_fit(guider.model_patcher):
+            return f"the card has no room for {fp8.n_bytes(linears) / GB:.1f} GB beside the file's own weights"
+        return "dynamic VRAM brings weights over one by one"
     if any(linear.comfy_cast_weights or linear.weight_function or linear.bias_function for linear in linears):
         return "not all weights are on the card as they are"
     return ""
