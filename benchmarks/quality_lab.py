@@ -61,6 +61,7 @@ class Lab:
         from kontextkit.bridge.quality_lab import edit_of
 
         right, references = held_out.truth([edit], self.size)
+        right, *references = (picture.cpu() for picture in (right, *references))  # where ComfyUI has pictures
         shown = [picture.movedim(1, -1) for picture in references]
         case = edit_of(edit.prompt, shown, 1.0, self.clip, self.vae, f"{number}: {edit.prompt}", right)
         return case, references[0], right
