@@ -32,23 +32,41 @@ OTHERS = {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}  # what the share
 
 
 @triton.jit
-def _pack(
-    x, out, largest, length, x_batch, x_head, x_row, out_head, out_row, most, least,
-    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, TURNS: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1).to(tl.int64)
-    columns = tl.arange(0, D)
-    inside = (rows < length)[:, None]
-    at = x + (head // H) * x_batch + (head % H) * x_head + rows.to(tl.int64)[:, None] * x_row + columns[None, :]
-    values = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    if TURNS:
-        values = tl.trans(values / tl.maximum(tl.load(largest + head).to(tl.float32) / most, least))
-        to, inside = columns[:, None] * out_row + rows[None, :], (rows < length)[None, :]
-    else:
-        to = rows.to(tl.int64)[:, None] * out_row + columns[None, :]
+def _tile(x, head, rows, length, x_batch, x_head, x_row, H: tl.constexpr, D: tl.constexpr):
+    at = (head // H) * x_batch + (head % H) * x_head + rows.to(tl.int64)[:, None] * x_row + tl.arange(0, D)[None, :]
+    return tl.load(x + at, mask=(rows < length)[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _cast(values, out, head, rows, length, most, D: tl.constexpr):
+    to = (head * length + rows)[:, None] * D + tl.arange(0, D)[None, :]
     values = tl.minimum(tl.maximum(values, -most), most)
-    tl.store(out + head * out_head + to, values.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + to, values.to(out.dtype.element_ty), mask=(rows < length)[:, None])
+
+
+@triton.jit
+def _pack(
+    q, k, v, q_out, k_out, largest, n_queries, n_keys,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, most,
+    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    rows, head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1).to(tl.int64)
+    _cast(_tile(q, head, rows, n_queries, q_batch, q_head, q_row, H, D), q_out, head, rows, n_queries, most, D)
+    _cast(_tile(k, head, rows, n_keys, k_batch, k_head, k_row, H, D), k_out, head, rows, n_keys, most, D)
+    values = tl.abs(_tile(v, head, rows, n_keys, v_batch, v_head, v_row, H, D))
+    tl.atomic_max(largest + head, tl.max(tl.max(values, 1), 0))
+
+
+@triton.jit
+def _turn(
+    v, out, largest, n_keys, v_batch, v_head, v_row, out_row, most, least,
+    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    rows, head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1).to(tl.int64)
+    values = _tile(v, head, rows, n_keys, v_batch, v_head, v_row, H, D)
+    values = tl.trans(values / tl.maximum(tl.load(largest + head) / most, least))
+    to = (head * D + tl.arange(0, D))[:, None] * out_row + rows[None, :]
+    tl.store(out + to, values.to(out.dtype.element_ty), mask=(rows < n_keys)[None, :])
 
 
 @triton.jit
@@ -75,7 +93,7 @@ def _attend(
         total = tl.dot(shares, ones, total * less)
         sums = tl.dot(shares, values.T, sums * less)
         highest = higher
-    v_scale = tl.maximum(tl.load(largest + head).to(tl.float32) / most, least)
+    v_scale = tl.maximum(tl.load(largest + head) / most, least)
     rows = first + tl.arange(0, BM)
     to = ((head // H).to(tl.int64) * n_queries + rows)[:, None] * (H * D) + (head % H) * D + tl.arange(0, D)[None, :]
     sums *= (v_scale / tl.max(total, 1))[:, None]
@@ -88,35 +106,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     n_keys, n_all = k.shape[2], batch * n_heads
     if dim not in HEAD_DIMS:
         raise RuntimeError(f"heads are {dim} wide; the kernel has {', '.join(map(str, HEAD_DIMS))}")
-    largest = torch.linalg.vector_norm(v, float("inf"), dim=(2, 3))
     out = torch.empty(batch, n_queries, n_heads, dim, dtype=q.dtype, device=q.device)
-    how = dict(HOPPER if q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0) else OTHERS)
+    how = HOPPER if q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0) else OTHERS
     bm, bn = how["BM"], how["BN"]
     with torch.cuda.device_of(q):  # Triton launches on the current card
-        q8, k8 = (pack(x, largest) for x in (q, k))
-        v8 = pack(v, largest, turns=True)
+        q8, k8, v8, largest = pack(q, k, v)
         _attend[(triton.cdiv(n_queries, bm), n_all)](
-            TensorDescriptor(q8, [n_all, n_queries, dim], list(q8.stride()), [1, bm, dim]),
-            TensorDescriptor(k8, [n_all, n_keys, dim], list(k8.stride()), [1, bn, dim]),
-            TensorDescriptor(v8, [n_all, dim, n_keys], list(v8.stride()), [1, dim, bn]),
+            TensorDescriptor.from_tensor(q8, [1, bm, dim]),
+            TensorDescriptor.from_tensor(k8, [1, bn, dim]),
+            TensorDescriptor.from_tensor(v8[:, :, :n_keys], [1, dim, bn]),
             largest, out, n_queries, n_keys, EIGHTHS * math.log2(math.e) / math.sqrt(dim), LARGEST, LEAST,
             H=n_heads, D=dim, EIGHTHS=EIGHTHS, ONE=ONE, TOP=TOP, MAGIC=MAGIC, **how,
         )  # fmt: skip
     return out.transpose(1, 2)
 
 
-def pack(x: Tensor, largest: Tensor, turns: bool = False) -> Tensor:
-    """x (B, heads, L, head_dim) in FP8 (B * heads, L, head_dim); or over its heads' scales and with tokens last.
-
-    largest: (B, heads), the greatest magnitude of each head.
-    """
-    batch, n_heads, length, dim = x.shape
-    x = x if x.stride(3) == 1 else x.contiguous()
-    n_columns = triton.cdiv(length, ALIGNED) * ALIGNED
-    shape = (batch * n_heads, dim, n_columns) if turns else (batch * n_heads, length, dim)
-    out = torch.empty(shape, dtype=E4M3, device=x.device)
-    _pack[(triton.cdiv(length, PACKED_AT_ONCE), batch * n_heads)](
-        x, out, largest, length, *x.stride()[:3], *out.stride()[:2], LARGEST, LEAST,
-        H=n_heads, D=dim, ROWS=PACKED_AT_ONCE, TURNS=turns,
-    )  # fmt: skip
-    return out
+def pack(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In FP8: q and k (B * heads, L, head_dim), v over its heads' scales and with tokens last, padded to ALIGNED; and
+    the greatest magnitudes of v's heads (B * heads,) float32, which their scales bring to the largest number."""
+    batch, n_heads, n_queries, dim = q.shape
+    n_keys, n_all = k.shape[2], batch * n_heads
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    q8, k8 = (q.new_empty(n_all, length, dim, dtype=E4M3) for length in (n_queries, n_keys))
+    v8 = q.new_empty(n_all, dim, triton.cdiv(n_keys, ALIGNED) * ALIGNED, dtype=E4M3)
+    largest = q.new_zeros(n_all, dtype=torch.float32)
+    shape = {"H": n_heads, "D": dim, "ROWS": PACKED_AT_ONCE}
+    _pack[(triton.cdiv(max(n_queries, n_keys), PACKED_AT_ONCE), n_all)](
+        q, k, v, q8, k8, largest, n_queries, n_keys, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], LARGEST, **shape
+    )
+    _turn[(triton.cdiv(n_keys, PACKED_AT_ONCE), n_all)](
+        v, v8, largest, n_keys, *v.stride()[:3], v8.stride(1), LARGEST, LEAST, **shape
+    )
+    return q8, k8, v8, largest

@@ -71,11 +71,14 @@ def test_zeros_stay_zeros():
 
 
 def test_packing_is_torch_s_cast_cut_off_at_the_largest():
-    q, _, _ = qkv(2, 3, 70, 1, 64, torch.float32)
-    q[0, 0, 0, 0], q[1, 2, 3, 4] = 1e9, -1e9
-    largest = torch.ones(2, 3, device=DEVICE)
-    expected = q.clamp(-448, 448).flatten(0, 1)
-    assert error(pack(q, largest).float(), expected) < OFF / 2
+    q, k, v = qkv(2, 3, 70, 150, 64, torch.float32)
+    q[0, 0, 0, 0], q[1, 2, 3, 4], v[1, 2, 3, 4] = 1e9, -1e9, -77.0
+    q8, k8, v8, largest = pack(q, k, v)
+    assert torch.equal(largest, v.abs().amax(dim=(2, 3)).flatten())
+    assert error(q8.float(), q.clamp(-448, 448).flatten(0, 1)) < OFF / 2
+    assert error(k8.float(), k.flatten(0, 1)) < OFF / 2
+    unpacked = v8[:, :, :150].transpose(1, 2).float() * (largest / 448).view(-1, 1, 1)
+    assert error(unpacked, v.flatten(0, 1)) < OFF / 2
 
 
 def test_a_width_that_no_kernel_has_is_said():
