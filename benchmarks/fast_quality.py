@@ -7,8 +7,7 @@ Held-out edits with one, two and four references through ComfyUI's sampler (28 s
 SSIM is to the same edit with nothing spared; success is judged as in demo_quality.py. The demo model was trained with
 up to three references: the fourth is another edit's picture, which no prompt names. How far kept references drift is
 told by `ReferenceCache.drifts`, the most of a run. Without a card FP8 products are emulated, the same numbers but for
-rounding, and attention is exact; on one it is in FP8 here, also where such small pictures have a faster one.
---plot draws js/docs/KontextOptimize_references.png from the result, without a model.
+rounding. --plot draws js/docs/KontextOptimize_references.png from the result, without a model.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ KINDS = {1: (ONE, 0), 2: (("combine two",), 0), 4: (("combine three",), 1)}  # a
 SHARES = {1: 1000 / 780, 2: 1000 / 120, 4: 1000 / 100}  # held-out edits of all kinds for one of these
 INTERVALS = (2, 3, 4, 6, 10, 100)
 SSIM_GOAL, WORST_GOAL, SUCCESS_LOSS = 0.98, 0.90, 0.01
-FP8 = "fp8"  # products and attention of that name, `engine.tiers.presets`
 TINY = Settings(6, size=(128, 128))
 
 
@@ -49,14 +47,13 @@ class FastQuality:
     def everything(self) -> None:
         """The preset first, then its parts, then intervals."""
         from kontextkit.engine.cache.references import ReferenceSettings
-        from kontextkit.engine.tiers.presets import PRESETS, Choices
+        from kontextkit.engine.tiers.presets import FP8, PRESETS, Choices
 
-        fast = replace(PRESETS["fast"], compile="off", precision=FP8)
+        fast = replace(PRESETS["fast"], compile="off", attention="comfyui", precision=FP8)
         references, cache = fast.references, fast.cache
         ways = {
             "": fast,
             "fp8": Choices(precision=FP8),
-            "fp8_attention": Choices(attention=FP8),
             "references": Choices(references=references),
             "cache": Choices(cache),
             "references_cache": Choices(cache, references=references),
@@ -119,9 +116,6 @@ def main() -> None:
     report.import_comfyui()
     report.import_pack()
     emulate_fp8()
-    from kontextkit.bridge import run
-
-    run.AMONG[FP8] = (FP8,)
     command = ("fast_quality.py", *(["--tiny"] if options.tiny else ["--edits", str(options.edits)]))
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
     with report.private_caches(cold=False), torch.inference_mode():

@@ -18,7 +18,7 @@ from ..engine.attention.weighted import attend_in_runs
 from ..engine.flux.blocks import rotated
 from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
 from ..engine.references.weights import Runs, bias, full_runs
-from ..engine.tiers.presets import AUTO, FP8, OFF
+from ..engine.tiers.presets import AUTO, OFF
 from .prefetch import Prefetch
 from .run import KEY as RUN
 from .run import OVERRIDE, SamplingRun
@@ -62,7 +62,7 @@ class ComfyHooks(BlockHooks):
     def _attend_in_runs(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Tensor | None:
         """On a card, unless somebody chose an attention that must be asked; None elsewhere."""
         chosen = self.run.choices.attention if self.run else None
-        if not q.is_cuda or (OVERRIDE in self.options and chosen not in (AUTO, FP8, *EXACT)):
+        if not q.is_cuda or (OVERRIDE in self.options and chosen not in (AUTO, *EXACT)):
             return None
         x = attend_in_runs(*rotated(q, k, v, pe), full_runs(self.runs, k.shape[2]))
         return None if x is None else x.transpose(1, 2).flatten(2)

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import comfy.sampler_helpers
 import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -77,9 +76,6 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
         choices = replace(choices, compile=OFF)
         reason = triton_missing() if device.type == "cuda" else "they need an NVIDIA or AMD card"
         lines.append(f"No fused kernels: {reason}.")
-    if choices.attention == FP8 and (reason := why_not(FP8, device)):
-        choices = replace(choices, attention=AUTO)
-        lines.append(f"Attention is exact: {reason}.")
     if choices.attention == AUTO and device.type != "cuda":
         choices = replace(choices, attention="comfyui")
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
@@ -99,8 +95,8 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
     elif choices.compile != OFF:
         lines.append(f"The blocks are compiled ({choices.compile}); the first run takes longer.")
     if choices.attention != "comfyui":
-        which = {AUTO: "the fastest exact one of this card", FP8: "in FP8 where that is the fastest of this card"}
-        lines.append(f"Attention: {which.get(choices.attention, choices.attention)}.")
+        which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention
+        lines.append(f"Attention: {which}.")
     if choices.precision == FP8:
         reason = fp8.why_not(device)
         words = "Products in the blocks are in FP8, by weights made at the start of each run."
@@ -134,15 +130,14 @@ def around_sampler(
     applied: Applied = patcher.get_attachment(KEY)
     options = extra_args["model_options"]["transformer_options"]  # this run's own
     choices = options.get(CHOICES, applied.choices)
-    pass_bytes, _ = comfy.sampler_helpers.estimate_memory(patcher, noise.shape, guider.conds)
-    run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device, pass_bytes)
+    run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device)
     if choices.attention != "comfyui":
         options.setdefault(OVERRIDE, run.attend)
     if run.compiles:
         stored = compile_cache(choices.compile)
         if applied.node_id is not None and not n_graphs():
             show("Compiling the blocks: the first step takes longer.", applied.node_id)
-    with run.going(), products(run, guider):
+    with run.going(), products(run, guider, noise.shape):
         result = sample(guider, sigmas, extra_args, run.after_step(callback), noise, *rest, **more)
     if run.compiles and run.n_graphs and not run.failed.reason:
         stored.save()

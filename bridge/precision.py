@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management as management
+import comfy.sampler_helpers
 import torch
 
 from ..engine.flux.blocks import token_linears
@@ -21,7 +22,7 @@ GB = 1e9
 
 
 @contextmanager
-def products(run: SamplingRun, guider: Any) -> Iterator[None]:
+def products(run: SamplingRun, guider: Any, noise_shape: Sequence[int]) -> Iterator[None]:
     """Around the sampler: the Linears of the blocks multiply as the run's choices say.
 
     Where FP8 cannot be they multiply as loaded, and the run's report says why.
@@ -31,7 +32,7 @@ def products(run: SamplingRun, guider: Any) -> Iterator[None]:
         return
     model = guider.model_patcher.model
     linears = in_blocks(guider.model_patcher)
-    reason = fp8.why_not(run.device) or why_not_loaded(guider, linears) or why_no_room(guider, linears, run.pass_bytes)
+    reason = fp8.why_not(run.device) or why_not_loaded(guider, linears) or why_no_room(guider, linears, noise_shape)
     if reason:
         run.notes.append(f"Products ran as loaded, not in FP8: {reason}.")
         yield
@@ -52,9 +53,12 @@ def in_blocks(patcher: Any) -> list[HostedLinear]:
 
 
 def may_fit(patcher: Any) -> bool:
-    """Whether the card, were it empty, would hold the FP8 weights beside those of the file."""
-    whole: int = management.get_total_memory(patcher.load_device)
-    return patcher.model_size() + fp8.n_bytes(in_blocks(patcher)) < whole
+    """Whether the FP8 weights and the file's own would fit on the device, were no other model of ComfyUI's there."""
+    device = patcher.load_device
+    loaded = [each for each in management.current_loaded_models if each.model is not None and each.device == device]
+    room = management.get_free_memory(device) + sum(each.model_loaded_memory() for each in loaded)
+    fits: bool = patcher.model_size() + fp8.n_bytes(in_blocks(patcher)) < room
+    return fits
 
 
 def why_not_loaded(guider: Any, linears: Sequence[HostedLinear]) -> str:
@@ -70,13 +74,14 @@ def why_not_loaded(guider: Any, linears: Sequence[HostedLinear]) -> str:
     return ""
 
 
-def why_no_room(guider: Any, linears: Sequence[HostedLinear], for_pass: float) -> str:
+def why_no_room(guider: Any, linears: Sequence[HostedLinear], noise_shape: Sequence[int]) -> str:
     """Why they do not fit beside the model and a pass, a sentence without its end, or nothing.
 
     Models that this run does not use make room, as they do when a model is loaded.
     """
     patcher = guider.model_patcher
     device, n_bytes = patcher.load_device, fp8.n_bytes(linears)
+    for_pass, _ = comfy.sampler_helpers.estimate_memory(patcher, noise_shape, guider.conds)
     if management.get_free_memory(device) < n_bytes + for_pass:
         used = {id(each.model) for each in (patcher, *guider.loaded_models)}
         keep = [each for each in management.current_loaded_models if id(getattr(each.model, "model", None)) in used]

@@ -14,19 +14,19 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..engine.attention.backends import BACKENDS, EXACT, fastest
+from ..engine.attention.backends import BACKENDS, fastest
 from ..engine.cache.first_block import FirstBlockCache
 from ..engine.cache.references import ReferenceCache, ReferenceSettings
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, guarded, n_graphs, recompiles_allowed
-from ..engine.tiers.presets import AUTO, FP8, FUSED, OFF, Choices
+from ..engine.tiers.presets import AUTO, FUSED, OFF, Choices
 
 KINDS = {
     "computed": "passes computed",
     "without references": "with kept references",
     "skipped": "skipped",
 }  # of passes, and how the report calls them
-AMONG = {AUTO: EXACT, FP8: (*EXACT, FP8)}  # of choices of attention: the fastest of these is taken
+SHARE_OF_FREE = 0.5  # of the memory that kept references may take; the pass needs some too
 KEY = "kontextkit.run"  # in transformer_options
 OVERRIDE = "optimized_attention_override"  # ComfyUI's name, in transformer_options
 
@@ -48,9 +48,8 @@ class Caches:
 class SamplingRun:
     """Lives from a sampler's start to its end, in the transformer_options of that run alone."""
 
-    def __init__(self, choices: Choices, sigmas: Sequence[float], device: torch.device, pass_bytes: float = 0):
-        """pass_bytes: of the device's memory that a pass needs beside the weights."""
-        self.choices, self.sigmas, self.device, self.pass_bytes = choices, sigmas, device, pass_bytes
+    def __init__(self, choices: Choices, sigmas: Sequence[float], device: torch.device):
+        self.choices, self.sigmas, self.device = choices, sigmas, device
         self.step = 0
         self.caches: dict[tuple[object, ...], Caches] = {}
         self.n_evaluations: Counter[tuple[object, ...]] = Counter()  # of each condition in this step
@@ -138,14 +137,14 @@ class SamplingRun:
         return caches
 
     def keeps(self, n_bytes: int, fp8_bytes: int) -> ReferenceSettings | None:
-        """How a series' references are kept, by the memory that a pass leaves beside those already kept; None: not."""
+        """How a series' references are kept, by the memory that is free beside those already kept; None: not at all."""
         if not n_bytes or not self.choices.references:
             return None
-        free = max(0, comfy.model_management.get_free_memory(self.device) - self.pass_bytes)
-        fits = [size < free for size in (n_bytes, fp8_bytes)]
+        free = comfy.model_management.get_free_memory(self.device)
+        fits = [size < SHARE_OF_FREE * free for size in (n_bytes, fp8_bytes)]
         if not fits[0]:
             way = f"are kept in FP8 ({fp8_bytes / 1e9:.1f} GB)" if fits[1] else "are computed at every step"
-            sizes = f"{n_bytes / 1e9:.1f} GB, a pass leaves {free / 1e9:.1f} free"
+            sizes = f"{n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
             note = f"References {way}: as computed they would take {sizes}."
             self.notes = [*(each for each in self.notes if not each.startswith("References ")), note]
         return replace(self.choices.references, fp8=not fits[0]) if any(fits) else None
@@ -170,8 +169,8 @@ class SamplingRun:
         """For OVERRIDE: FLUX's own attention goes to the chosen backend, any other to ComfyUI's."""
         plain = more.get("mask") is None and more.get("skip_reshape") and not more.get("skip_output_reshape")
         name = self.choices.attention
-        if plain and name in AMONG:
-            name = fastest(q, k, v, AMONG[name]) or ""
+        if plain and name == AUTO:
+            name = fastest(q, k, v) or ""
         if not plain or name in ("", "comfyui"):
             return attention(q, k, v, *rest, **more)
         try:

@@ -6,12 +6,14 @@ import { showBadge } from "./lib/badges.js";
 import { element } from "./lib/dom.js";
 import { installedSection, machineName, machineSection } from "./lib/machine.js";
 import { runsSection } from "./lib/runs.js";
-import { packOf, sorted, workflowsSection } from "./lib/workflows.js";
+import { nameOf, packOf, sorted, workflowsSection } from "./lib/workflows.js";
 
 const OPEN = "KontextKit.OpenForThisMachine";
 const GREET = "KontextKit.Greet";
+const TAB = "kontextkit";
 const LABEL = "Open the workflow for this machine";
 const pack = packOf(import.meta.url);
+let panel = null; // of the tab, while it is open
 
 async function get(route) {
   const response = await api.fetchApi(route);
@@ -22,6 +24,7 @@ async function get(route) {
 async function open(name) {
   try {
     await app.loadGraphData(await get(`/workflow_templates/${pack}/${name}.json`), true, true, name);
+    if (panel?.isConnected) await app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${TAB}`); // it hides the notes
     await app.extensionManager.command.execute("Comfy.Canvas.FitView");
   } catch (error) {
     say("error", `${name} could not be opened: ${error.message}`);
@@ -31,7 +34,7 @@ async function open(name) {
 async function openForThisMachine() {
   try {
     const { tier } = await get("/kontextkit/machine");
-    await open(`kontext_tier_${tier.slug}`);
+    await open(nameOf(tier));
   } catch (error) {
     say("error", `This machine could not be read: ${error.message}`);
   }
@@ -45,7 +48,7 @@ async function greet() {
   const setting = app.extensionManager.setting;
   if (!setting.get(GREET)) return;
   const { machine, tier } = await get("/kontextkit/machine");
-  say("info", `${machineName(machine)}: tier ${tier.name}. The Kontext tab in the sidebar opens the workflow for it.`);
+  say("info", `${machineName(machine)}: tier ${tier.name}. The Kontext tab, a bolt in the sidebar, opens the workflow for it.`);
   await setting.set(GREET, false);
 }
 
@@ -64,7 +67,7 @@ async function fill(panel) {
     first,
     machineSection(facts),
     runsSection(runs),
-    workflowsSection(sorted(templates[pack] ?? [], facts.workflows), open),
+    workflowsSection(sorted(templates[pack] ?? [], facts.workflows), open, nameOf(facts.tier)),
     installedSection(facts),
   );
 }
@@ -94,9 +97,8 @@ app.registerExtension({
     document.head.append(
       element("link", { rel: "stylesheet", href: new URL("./kontextkit.css", import.meta.url).href }),
     );
-    let panel = null;
     app.extensionManager.registerSidebarTab({
-      id: "kontextkit",
+      id: TAB,
       icon: "pi pi-bolt",
       title: "Kontext",
       tooltip: "Kontext: this machine, last runs, workflows",

@@ -117,9 +117,8 @@ class KontextOptimize(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip=_ONLY + "auto: the fastest exact one of your card, found by timing them once. fp8: "
-                    "that or our own in 8 bits, whichever is faster. sage computes in 8 bits too. With both the "
-                    "picture changes a little. sliced takes little memory on anything.",
+                    tooltip=_ONLY + "auto: the fastest exact one of your card, found by timing them once. sage "
+                    "computes in 8 bits, so the picture changes. sliced takes little memory on anything.",
                 ),
                 io.Int.Input(
                     "reference_interval",

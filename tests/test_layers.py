@@ -32,7 +32,7 @@ INSIDE_ENGINE = {
     "words": set(),
     "metrics": {"flux"},
     "inpaint": {"flux"},
-    "attention": {"quant"},
+    "attention": set(),
     "references": {"errors", "flux"},
     "cache": set(),
     "tiers": {"cache", "references"},

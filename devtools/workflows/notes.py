@@ -6,8 +6,8 @@ TIER = """## Edit a picture: {name}
 own shape, preset *{row.preset}*.
 
 1. Load your picture, write what shall change - and what shall stay - and run.
-2. *Kontext Settings for This Machine* says what the run will take, and warns where it will not fit. Its *use_case*
-changes steps, guidance and size together.
+2. *Kontext Settings for This Machine* says what the run will take, and warns where it will not fit.
+Its *use_case* changes steps, guidance and size together.
 3. Guidance 5 holds on to the prompt strongly; 2.5 is Black Forest Labs' own default.
 """
 LIGHTNING = """\

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from ..quant.fp8 import has_units
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, L, head_dim) -> the same shape
 SLICE_BYTES = 256 << 20  # of scores that a slice may hold
@@ -44,13 +42,6 @@ def sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attended
 
 
-def fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Our own kernel, see `triton_fp8`: in 8 bits, so not the same numbers."""
-    from .triton_fp8 import attend
-
-    return attend(q, k, v)
-
-
 def sliced(q: Tensor, k: Tensor, v: Tensor, n_bytes: int = SLICE_BYTES) -> Tensor:
     """Some queries at a time by plain products, so that their scores take `n_bytes` at most; runs on anything."""
     row = q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()
@@ -68,7 +59,6 @@ BACKENDS: dict[str, Attention] = {
     "flash": _through(SDPBackend.FLASH_ATTENTION),
     "efficient": _through(SDPBackend.EFFICIENT_ATTENTION),
     "sage": sage,
-    "fp8": fp8,
     "sliced": sliced,
 }
 EXACT = ("cudnn", "flash3", "flash", "efficient")  # the same numbers but for rounding
@@ -81,19 +71,17 @@ def why_not(name: str, device: torch.device) -> str:
         return f"{name} attention needs the Python package {_PACKAGES[name]}"
     if device.type != "cuda" and name in ("cudnn", "efficient", *_PACKAGES):
         return f"{name} attention needs an NVIDIA card"
-    if name == "fp8" and not (find_spec("triton") and has_units(device)):
-        return "fp8 attention needs Triton and an NVIDIA card of the 40 series (Ada), Hopper or newer"
     return ""
 
 
-def fastest(q: Tensor, k: Tensor, v: Tensor, names: Sequence[str] = EXACT) -> str | None:
-    """Which of the names is fastest for such tensors on a card, timed once for each dtype and doubling of length.
+def fastest(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """The name in EXACT that is fastest for such tensors on a card, timed once for each dtype and doubling of length.
 
     None where none runs.
     """
-    key = (names, q.device, q.dtype, q.shape[0], q.shape[3], q.shape[2].bit_length(), k.shape[2].bit_length())
+    key = (q.device, q.dtype, q.shape[0], q.shape[3], q.shape[2].bit_length(), k.shape[2].bit_length())
     if key not in _fastest:
-        times = {name: seconds for name in names if (seconds := _seconds(name, q, k, v)) is not None}
+        times = {name: seconds for name in EXACT if (seconds := _seconds(name, q, k, v)) is not None}
         _fastest[key] = min(times, key=lambda name: times[name]) if times else None
     return _fastest[key]
 
@@ -112,6 +100,9 @@ def _seconds(name: str, q: Tensor, k: Tensor, v: Tensor) -> float | None:
             turns.append(time.perf_counter() - begin)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # no kernel for such tensors, a package that does not fit torch, Triton in its own ways
+    except (
+        RuntimeError,
+        ImportError,
+    ):  # no kernel of this backend for such tensors, or a package that does not fit torch
         return None
     return min(turns[1:])

@@ -125,20 +125,14 @@ def fits(linear: QuantLinear) -> bool:
     return linear.out_features % GRAIN == 0 and linear.in_features % GRAIN == 0
 
 
-def has_units(device: torch.device) -> bool:
-    """Whether it is an NVIDIA card with FP8 tensor cores."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= CAPABILITY
-
-
 @cache
 def why_not(device: torch.device) -> str:
     """Why there are no FP8 products on this device, a sentence without its end, or nothing; tried once."""
     if device.type != "cuda" or torch.version.cuda is None:
         return "FP8 products need an NVIDIA card of the 40 series (Ada), Hopper or newer"
-    if not has_units(device):
-        needed, own = (".".join(map(str, v)) for v in (CAPABILITY, torch.cuda.get_device_capability(device)))
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        needed, own = (".".join(map(str, version)) for version in (CAPABILITY, capability))
         return f"FP8 products need a card of compute capability {needed}, this one has {own}"
     try:
         x = torch.ones(GRAIN, GRAIN, dtype=torch.bfloat16, device=device)

@@ -4,10 +4,10 @@ import { element } from "./dom.js";
 
 const GB = 1e9;
 
-/** "NVIDIA GeForce RTX 4090, 25.3 GB" */
+/** "NVIDIA GeForce RTX 4090, 25.3 GB"; "The processor, 8 cores, 16.0 GB RAM" */
 export function machineName({ kind, name, card_bytes, host_bytes }) {
-  const bytes = kind === "cpu" ? host_bytes : card_bytes;
-  return `${name}, ${(bytes / GB).toFixed(1)} GB`;
+  const memory = kind === "cpu" ? `${(host_bytes / GB).toFixed(1)} GB RAM` : `${(card_bytes / GB).toFixed(1)} GB`;
+  return `${name.charAt(0).toUpperCase()}${name.slice(1)}, ${memory}`;
 }
 
 /** The machine, its tier and why. */

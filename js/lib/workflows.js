@@ -25,13 +25,19 @@ export function sorted(names, described) {
   return [["Tasks", rest.map((name) => ({ name, title: titleOf(name), words: "" }))], ...groups];
 }
 
-/** A button for each; open: (name) => what a click does. */
-export function workflowsSection(groups, open) {
+/** Of a tier's workflow. */
+export function nameOf(tier) {
+  return `kontext_tier_${tier.slug}`;
+}
+
+/** A button for each; open: (name) => what a click does; mine: the one for this machine. */
+export function workflowsSection(groups, open, mine) {
   const section = element("section", { class: "kontext-workflows" }, element("h3", {}, "Workflows"));
   for (const [heading, some] of groups) {
     section.append(element("h4", {}, heading));
     for (const { name, title, words } of some) {
-      section.append(element("button", { "data-workflow": name, title: words, click: () => open(name) }, title));
+      const text = name === mine ? `${title} - this machine` : title;
+      section.append(element("button", { "data-workflow": name, title: words, click: () => open(name) }, text));
     }
   }
   return section;

@@ -1,5 +1,7 @@
 """Optimize Kontext with precision fp8, as on a card that has it: the products' emulation stands in for the card's."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hosted_loras import with_lora
@@ -140,13 +142,20 @@ def test_weights_that_stream_run_as_loaded(model, said, has_fp8, monkeypatch):
     assert not_in_fp8(model, said) == "not all weights are on the card as they are."
 
 
-def test_dynamic_vram_is_left_for_it(model, monkeypatch, has_fp8):
+def test_dynamic_vram_is_left_for_it_where_there_is_room(model, said, monkeypatch, has_fp8):
     """As for compiled blocks."""
+    from kontextkit.bridge.precision import why_not_loaded
+
     asked, clone = [], model.clone()
     monkeypatch.setattr(clone, "is_dynamic", lambda: True, raising=False)
     monkeypatch.setattr(clone, "get_non_dynamic_delegate", lambda: asked.append(1) or model.clone(), raising=False)
     in_fp8(clone)
     assert asked == [1]
+    monkeypatch.setattr(fp8, "n_bytes", lambda linears: 10**14)
+    in_fp8(clone)
+    assert asked == [1]
+    reason = why_not_loaded(SimpleNamespace(model_options={}, model_patcher=clone), [])
+    assert reason == "the card has no room for 100000.0 GB beside the file's own weights"
 
 
 # references
@@ -156,7 +165,6 @@ def test_where_references_do_not_fit_they_are_kept_in_fp8_and_where_these_do_not
     model, said, monkeypatch, has_fp8
 ):
     import comfy.model_management as management
-    import comfy.sampler_helpers
 
     measured = management.get_free_memory
     kept = optimized(model, references=ReferenceSettings(n_first=1, interval=9))
@@ -164,13 +172,12 @@ def test_where_references_do_not_fit_they_are_kept_in_fp8_and_where_these_do_not
     n_bytes = 2 * n_tokens * width * n_blocks * 4
     expected = k_sampler(kept)
     for free, passes, words in [
-        (n_bytes + 1, (1, 3), None),
-        (n_bytes, (1, 3), "References are kept in FP8 (0.0 GB): as computed they would take 0.0 GB, a pass leaves 0.0"),
-        (n_bytes // 4, (4, 0), "References are computed at every step: as computed they would take 0.0 GB, a pass"),
+        (2 * n_bytes + 9, (1, 3), None),
+        (n_bytes, (1, 3), "References are kept in FP8 (0.0 GB): as computed they would take 0.0 GB, 0.0 are free."),
+        (n_bytes // 2, (4, 0), "References are computed at every step: as computed they would take 0.0 GB, 0.0 are"),
     ]:
         with monkeypatch.context() as short:
             short.setattr(management, "get_free_memory", lambda d, too=False, f=free: measured(d, too) if too else f)
-            short.setattr(comfy.sampler_helpers, "estimate_memory", lambda *_: (0, 0))
             picture = k_sampler(kept)
         lines = said.texts[-1].splitlines()
         first, last = lines[0], lines[-1]
@@ -189,10 +196,9 @@ def test_every_series_asks_whether_its_references_fit(comfyui, monkeypatch):
     import comfy.model_management as management
     from kontextkit.bridge.run import SamplingRun
 
-    choices = Choices(references=ReferenceSettings(n_first=1, interval=9))
-    run = SamplingRun(choices, [1.0, 0.0], torch.device("cpu"), pass_bytes=500)
+    run = SamplingRun(Choices(references=ReferenceSettings(n_first=1, interval=9)), [1.0, 0.0], torch.device("cpu"))
     kept = []
-    for free in (1501, 1500, 751):
+    for free in (3000, 1500, 500):
         monkeypatch.setattr(management, "get_free_memory", lambda device, free=free: free)
         kept.append(run.keeps(1000, 251))
     assert [settings and settings.fp8 for settings in kept] == [False, True, None]

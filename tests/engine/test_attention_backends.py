@@ -13,7 +13,6 @@ MISSING = {
     "efficient": "efficient attention needs an NVIDIA card",
     "flash3": "flash3 attention needs the Python package flash_attn_interface",
     "sage": "sage attention needs the Python package sageattention",
-    "fp8": "fp8 attention needs Triton and an NVIDIA card of the 40 series (Ada), Hopper or newer",
 }
 
 
