@@ -46,6 +46,7 @@ def serve(server: ComfyServer) -> None:
     for path in sorted((ROOT / "workflows").glob("*.json")):
         workflow = json.loads(path.read_text(encoding="utf-8"))
         (mine / path.name).write_text(json.dumps(ui_with_stand_ins(workflow)), encoding="utf-8")
+    say("model files under the names of large ones are copies of the demo model, so that every workflow runs")
     say(f"ComfyUI with KontextKit: {server.url}  (log: {server.log}; Ctrl-C ends it)")
     say("to try it, open kontext_demo in the sidebar's Workflows; the workflows there run on the small demo model")
     server.process.wait()

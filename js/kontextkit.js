@@ -12,6 +12,7 @@ const OPEN = "KontextKit.OpenForThisMachine";
 const GREET = "KontextKit.Greet";
 const TAB = "kontextkit";
 const LABEL = "Open the workflow for this machine";
+const [DEMO, TRY] = ["kontext_demo", "Try the demo: no download"];
 const pack = packOf(import.meta.url);
 let panel = null; // of the tab, while it is open
 
@@ -65,6 +66,7 @@ async function fill(panel) {
   const first = element("button", { class: "kontext-first", click: openForThisMachine }, LABEL);
   panel.replaceChildren(
     first,
+    element("button", { click: () => open(DEMO) }, TRY),
     machineSection(facts),
     runsSection(runs),
     workflowsSection(sorted(templates[pack] ?? [], facts.workflows), open, nameOf(facts.tier)),

@@ -30,7 +30,7 @@ def test_the_sidebar_shows_the_machine_the_runs_and_every_workflow(page, server,
     page.screenshot(path=screenshots / "sidebar.png")
 
 
-def test_its_first_button_opens_the_workflow_for_this_machine(page, server):
+def test_its_first_button_opens_the_workflow_for_this_machine_and_makes_room_for_it(page, server, screenshots):
     slug = page.request.get(f"{server.url}/kontextkit/machine").json()["tier"]["slug"]
     workflow = json.loads((ROOT / "workflows" / f"kontext_tier_{slug}.json").read_text())
     open_sidebar(page)
@@ -38,6 +38,18 @@ def test_its_first_button_opens_the_workflow_for_this_machine(page, server):
     page.wait_for_function(f"() => app.graph.nodes.length === {len(workflow['nodes'])}", timeout=30_000)
     kinds = page.evaluate("() => app.graph.nodes.map(node => node.type)")
     assert sorted(kinds) == sorted(node["type"] for node in workflow["nodes"])
+    page.wait_for_selector(".kontext-panel", state="detached", timeout=30_000)  # it would hide the notes
+    page.wait_for_timeout(1000)
+    page.screenshot(path=screenshots / "opened_from_the_sidebar.png")
+
+
+def test_the_tab_marks_the_workflow_of_this_machine_and_offers_the_demo(page, server):
+    slug = page.request.get(f"{server.url}/kontextkit/machine").json()["tier"]["slug"]
+    open_sidebar(page)
+    marked = page.locator("button[data-workflow]", has_text="this machine")
+    assert [each.get_attribute("data-workflow") for each in marked.all()] == [f"kontext_tier_{slug}"]
+    page.get_by_text("Try the demo").click()
+    page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'KontextLoadDemo')", timeout=30_000)
 
 
 def test_the_command_does_the_same_and_stands_in_the_menu(page):
