@@ -57,7 +57,6 @@ def main() -> None:
             workflow = json.loads((report.ROOT / "workflows" / "api" / f"kontext_tier_{slug}.json").read_text())
             graph = prepared(base, workflow, options.tiny)
             rows += measure(base, graph, slug, None if options.tiny else cap, guide, options.front_end)
-            print(json.dumps(rows, indent=1), flush=True)
             report.save(options.out, rows, "tiers.py")
     report.write(options.out, rows, "tiers.py")
 
@@ -182,8 +181,6 @@ def measure(
             run = last()
             note = f"{run['computed']} computed, {run['kept']} with kept references, {run['skipped']} skipped"
             rows.append(report.row(f"{name}.fast.sampling_speedup", whole / run["seconds"], "times", note))
-            log = (base / "comfyui.log").read_text(errors="replace").splitlines()
-            print(*(line for line in log if "KontextKit" in line), sep="\n")
     except Exception as error:  # the next tier may go
         traceback.print_exc()
         print(*(base / "comfyui.log").read_text(errors="replace").splitlines()[-40:], sep="\n")
