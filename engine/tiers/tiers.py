@@ -118,7 +118,7 @@ TIERS = {
             _square("Q3_K_M", 16, 5.0, 512, preset="low memory"), 0, 12, "Q3_K_M", 512, T5_Q4,
         ),
         Tier(
-            "CPU", "cpu", "no card: an hour or more an edit on few cores",
+            "CPU", "cpu", "no card: minutes a step",
             _square("Q3_K_M", 16, 4.0, 512), None, 12, "Q3_K_M", 512, T5_Q4,
         ),
     )
