@@ -19,6 +19,7 @@ import re
 import shutil
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +90,18 @@ def write_files(models: Path, workflow: Json) -> None:
     from safetensors.torch import save_file
 
     (name,) = (node["inputs"]["model_name"] for node in workflow.values() if "model_name" in node["inputs"])
-    wanted = {CLIP_L: clip_l, T5XXL: t5xxl}
-    if mix := re.search(r"Q\d_K_M", name):
-        wanted[f"diffusion_models/{name}"] = lambda: mixed(bfl_shapes(**FULL), mix[0])
-    elif not (models / "diffusion_models" / name).exists():
-        (models / "diffusion_models").mkdir(parents=True, exist_ok=True)
-        with whole_file(models / "diffusion_models" / name) as unfinished:
-            write_bf16(unfinished, bfl_shapes(**FULL))
-    for path, tensors in wanted.items():
-        if not (models / path).exists():
-            (models / path).parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(models / path) as unfinished:
-                write_gguf(unfinished, tensors())
-    if not (models / VAE).exists():
-        (models / VAE).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(models / VAE) as unfinished:
-            save_file(autoencoder().state_dict(), unfinished)
+    shapes, mix = bfl_shapes(**FULL), re.search(r"Q\d_K_M", name)
+    writers: dict[str, Callable[[Path], None]] = {
+        f"diffusion_models/{name}": lambda p: write_gguf(p, mixed(shapes, mix[0])) if mix else write_bf16(p, shapes),
+        CLIP_L: lambda p: write_gguf(p, clip_l()),
+        T5XXL: lambda p: write_gguf(p, t5xxl()),
+        VAE: lambda p: save_file(autoencoder().state_dict(), p),
+    }
+    for file, write in writers.items():
+        if not (models / file).exists():
+            (models / file).parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(models / file) as unfinished:
+                write(unfinished)
 
 
 def autoencoder() -> Any:
