@@ -44,6 +44,7 @@ class ComfyHooks(BlockHooks):
         runs: of its references' keys.
         """
         self.options = transformer_options.copy()
+        self.shapes = shapes
         self.control = control or {}
         self.prefetch = prefetch
         self.runs = runs
@@ -123,6 +124,20 @@ class ComfyHooks(BlockHooks):
             args["txt"] = stream.txt
         out = replace(args, {"original_block": original})
         return out["img"], out.get("txt", stream.txt)
+
+    def rest(self, stream: Stream, run: Callable[[Stream], None]) -> None:
+        graphs = self.run.graphs if self.run and self._alone(stream) else None
+        if graphs is None:
+            run(stream)
+        else:
+            graphs.run(self.shapes, stream, run)
+
+    def _alone(self, stream: Stream) -> bool:
+        """Whether nobody but the blocks works on the stream, and nothing is kept of it on the way."""
+        patches = (self.options.get(name) for name in ("patches", "patches_replace"))
+        attends = self.options.get(OVERRIDE) in (None, self.run and self.run.attend)
+        others = (self.control, *patches, self.runs, self.prefetch.queue, self.references)
+        return attends and not any(others) and stream.mask is None
 
     def residual(self, place: BlockPlace) -> Tensor | None:
         residuals = self.control.get(_RESIDUALS[place.kind]) or ()

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import n_graphs, triton_missing
+from ..engine.flux.graphs import PassGraphs
 from ..engine.quant import fp8
 from ..engine.quant.on_gpu import has_triton
 from ..engine.tiers.presets import AUTO, FP8, FUSED, OFF, Choices
@@ -133,6 +134,8 @@ def around_sampler(
     run = options[RUN] = SamplingRun(choices, sigmas.tolist(), patcher.load_device)
     if choices.attention != "comfyui":
         options.setdefault(OVERRIDE, run.attend)
+    if patcher.load_device.type == "cuda" and choices.compile != OFF and not is_dynamic(patcher):
+        run.graphs = PassGraphs(patcher.model.diffusion_model.transformer)
     if run.compiles:
         stored = compile_cache(choices.compile)
         if applied.node_id is not None and not n_graphs():

@@ -19,6 +19,7 @@ from ..engine.cache.first_block import FirstBlockCache
 from ..engine.cache.references import ReferenceCache, ReferenceSettings
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, guarded, n_graphs, recompiles_allowed
+from ..engine.flux.graphs import PassGraphs
 from ..engine.tiers.presets import AUTO, FUSED, OFF, Choices
 
 KINDS = {
@@ -58,6 +59,7 @@ class SamplingRun:
         self.attention_used = ""
         self.notes: list[str] = []
         self.passes: list[tuple[str, Callable[[], float]]] = []  # kind, its seconds, read at the end
+        self.graphs: PassGraphs | None = None  # where the host may set the pace
         self.n_graphs = 0
         self.seconds, self.peak_bytes = 0.0, 0
         self.drifts: list[float] = []  # of kept references, as `ReferenceCache.drifts`, of all conditions
@@ -99,6 +101,8 @@ class SamplingRun:
                 drift for each in self.caches.values() if each.references for drift in each.references.drifts
             ]
             self.caches.clear()
+            if self.graphs:
+                self.graphs.clear()
             self.seconds, self.n_graphs = time.perf_counter() - begin, self._n_graphs() - graphs
 
     def _n_graphs(self) -> int:
@@ -216,6 +220,8 @@ class SamplingRun:
         elif self.compiles:
             done = f"{self.n_graphs} graphs compiled" if self.n_graphs else "nothing recompiled"
             lines.append(f"Compiled: {done}.")
+        if self.graphs and self.graphs.n_replayed:
+            lines.append(f"{self.graphs.n_replayed} passes replayed from a CUDA graph: the host was slower than the card.")
         if self.attention_used:
             lines.append(f"Attention: {self.attention_used}.")
         return "\n".join((*lines, *self.notes))

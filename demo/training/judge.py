@@ -58,7 +58,8 @@ def judge(before: Tensor, right: Tensor, result: Tensor) -> Verdict:
     wrong = _changed(right, result, WRONG)  # (B, H, W)
     should = _changed(before, right)
     did = torch.where(wrong, _changed(before, result), should)  # a right pixel did what it should, however faint
-    overlap = (should & did).sum((1, 2)) / (should | did).sum((1, 2)).clamp(min=1)
+    both, either = (should & did).sum((1, 2)), (should | did).sum((1, 2))
+    overlap = torch.where(either > 0, both / either.clamp(min=1), 1.0)  # nothing should change and nothing did
     shift = (_middle(should) - _middle(did)).norm(dim=1) / side
     area = should[:, None].float()
     n_pixels = area.sum((2, 3)).clamp(min=1)  # (B, 1)

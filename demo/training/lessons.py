@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from torch import Tensor, nn
 
 from ...engine.flux.config import FluxConfig
 from ...engine.flux.hooks import BlockHooks
-from ...engine.training.flow_matching import Conditions, draw_sigmas, flow_matching_loss, guidance_loss
+from ...engine.training.flow_matching import (
+    Conditions,
+    draw_sigmas,
+    flow_matching_errors,
+    flow_matching_loss,
+    guidance_loss,
+)
 from ...engine.training.loop import Loop
 from ...engine.words.encoder import WordEncoder
 from ...engine.words.vocabulary import PADDING
@@ -23,6 +30,8 @@ from .recipe import Recipe
 Pool = dict[int, Group]
 OTHER_SIZES = 0.3  # share of batches whose pictures are not of the main size
 SHIFT = 1.8  # of training's noise levels towards noise, where an edit is decided
+HARD_AT = 0.95  # the noise level at which it is seen how hard an edit is
+LEAST_CHANCE, MOST_CHANCE = 0.3, 10.0  # of an edit, over that of one with the mean error
 CHANGE, EDIT_WEIGHT = 0.7, 5.0  # from which difference of a latent channel a place is edited, and how much it counts
 
 
@@ -83,6 +92,28 @@ class Lessons:
             loop = Loop(self.model, r.guidance_steps, r.guidance_rate, decay_from=0.2)
             self._go(loop, loss, folder, "guidance", report)
 
+    @torch.no_grad()
+    def prefer_hard(self, pool: Pool) -> Pool:
+        """The pool whose edits are drawn as often as the model, as it is now, errs on them."""
+        harder = {}
+        for n_references, group in pool.items():
+            errors = torch.cat([self._errors(*part) for part in self._parts(group)])
+            harder[n_references] = replace(group, chances=(errors / errors.mean()).clamp(LEAST_CHANCE, MOST_CHANCE))
+        return harder
+
+    def _parts(self, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
+        """latents and ids of some edits after others, as many as in a batch."""
+        n = max(1, self.recipe.tokens // (group.latents[0, :, 0].numel() // 4 + group.ids.shape[1]))
+        yield from zip(group.latents.split(n), group.ids.split(n), strict=True)
+
+    def _errors(self, latents: Tensor, ids: Tensor) -> Tensor:
+        clean, noise, _ = self._noisy(latents, torch.Generator(self.device).manual_seed(self.recipe.seed))
+        sigma = torch.full((len(clean),), HARD_AT, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            given = self._conditions(self.model, ids, latents, torch.ones_like(sigma), "offset")
+            weight = edit_weight(clean, given.references)
+            return flow_matching_errors(self.model.transformer, clean, noise, sigma, given, self.hooks, weight)
+
     def _loop(self, n_steps: int, rate: float) -> Loop:
         """Muon takes the matrices of attention and MLPs; modulations, embedders and vectors are AdamW's."""
         blocks = [(name, p) for name, p in self.model.named_parameters() if "transformer_blocks" in name]
@@ -114,7 +145,7 @@ class Lessons:
         group = pool[n_references]
         height, width = group.latents.shape[-2:]
         n = max(1, n_tokens // ((1 + n_references) * height * width // 4 + group.ids.shape[1]))
-        chosen = torch.randint(len(group.ids), (n,), generator=generator, device=self.device)
+        chosen = group.choose(n, generator)
         method = "index" if torch.rand((), generator=choose) < 0.25 else "offset"
         return group.latents[chosen], group.ids[chosen], method, generator
 

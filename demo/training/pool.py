@@ -21,10 +21,20 @@ _KINDS = [kind for kinds in KINDS.values() for kind in kinds]
 
 @dataclass(frozen=True)
 class Group:
-    """Edits of one number of references: latents (N, 1 + references, 16, h, w), the result first; ids (N, L)."""
+    """Edits of one number of references: latents (N, 1 + references, 16, h, w), the result first; ids (N, L).
+
+    chances: (N,) how often each is drawn, beside the others; None: all alike.
+    """
 
     latents: Tensor
     ids: Tensor
+    chances: Tensor | None = None
+
+    def choose(self, n: int, generator: torch.Generator) -> Tensor:
+        """The places of n edits, drawn with replacement."""
+        if self.chances is None:
+            return torch.randint(len(self.ids), (n,), generator=generator, device=self.ids.device)
+        return torch.multinomial(self.chances, n, replacement=True, generator=generator)
 
 
 def build_pool(

@@ -64,6 +64,8 @@ class Run:
         main = self.pool(self.recipe.n_main, (side, side), autoencoder, vocabulary)
         others = [self.pool(self.recipe.n_other, size, autoencoder, vocabulary) for size in self.recipe.other_sizes]
         lessons = Lessons(self.recipe, model, self.device, self.rank, self.hooks)
+        if start:
+            main = lessons.prefer_hard(main)
         lessons.editing(main, others, self.folder, self.say)
         self.look(model, autoencoder, vocabulary, 1.0)
         lessons.guidance(main, others, self.folder, self.say)

@@ -90,6 +90,10 @@ class BlockHooks:
         """Runs a block, or does otherwise; returns (img, txt)."""
         return run(stream)
 
+    def rest(self, stream: Stream, run: Callable[[Stream], None]) -> None:
+        """Runs all blocks but the first over the stream, or a record of them."""
+        run(stream)
+
     def residual(self, place: BlockPlace) -> Tensor | None:
         """What is added to the first img tokens after the block (ControlNet), (B, <= L_img, D)."""
         return None

@@ -67,13 +67,18 @@ def run_blocks(transformer: Module, stream: Stream, hooks: BlockHooks, n_target:
         return
     if cache:
         after = after.clone()  # where a patch leaves the next block out, its residual is added to these very tokens
-    run_double_blocks(transformer.transformer_blocks, stream, hooks, range(1, len(transformer.transformer_blocks)))
-    stream.img = clamp_half(stream.img)
-    run_single_blocks(transformer.single_transformer_blocks, stream, hooks)
+    hooks.rest(stream, lambda s: run_other_blocks(transformer, s, hooks))
     if cache:
         cache.keep(stream.img[:, :n_target] - after)
     if hooks.references:
         hooks.references.computed()
+
+
+def run_other_blocks(transformer: Module, stream: Stream, hooks: BlockHooks) -> None:
+    """All blocks but the first over the stream, which afterwards holds their result."""
+    run_double_blocks(transformer.transformer_blocks, stream, hooks, range(1, len(transformer.transformer_blocks)))
+    stream.img = clamp_half(stream.img)
+    run_single_blocks(transformer.single_transformer_blocks, stream, hooks)
 
 
 def run_double_blocks(blocks: Module, stream: Stream, hooks: BlockHooks, which: range) -> None:

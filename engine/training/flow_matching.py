@@ -70,13 +70,26 @@ def flow_matching_loss(
     hooks: BlockHooks | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the velocity on the straight line from `clean` (B, C, H, W) to `noise`.
+    """Mean of `flow_matching_errors`."""
+    return flow_matching_errors(transformer, clean, noise, sigma, given, hooks, weight).mean()
+
+
+def flow_matching_errors(
+    transformer: torch.nn.Module,
+    clean: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    given: Conditions,
+    hooks: BlockHooks | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """(B,): mean squared error of the velocity on the straight line from `clean` (B, C, H, W) to `noise`.
 
     weight: (B, 1, H, W), how much each place counts, 1 by default.
     """
     x = torch.lerp(clean, noise, sigma[:, None, None, None])
     error = (velocity(transformer, x, sigma, given, hooks).float() - (noise - clean)).square()
-    return (error if weight is None else error * weight).mean()
+    return (error if weight is None else error * weight).mean(dim=(1, 2, 3))
 
 
 def guidance_loss(

@@ -9,7 +9,8 @@ import torch
 from kontextkit.demo.training.autoencoder import FLUX_SCALE, FLUX_SHIFT, Autoencoder
 from kontextkit.demo.training.export import bfl_state, read_autoencoder
 from kontextkit.demo.training.guidance import guidance_embedder_alone
-from kontextkit.demo.training.lessons import DemoModel, edit_weight
+from kontextkit.demo.training.lessons import LEAST_CHANCE, MOST_CHANCE, DemoModel, Lessons, edit_weight
+from kontextkit.demo.training.pool import Group
 from kontextkit.demo.training.recipe import SMOKE
 from kontextkit.engine.flux.loop import embed_scalar
 from safetensors.torch import load_file
@@ -109,6 +110,20 @@ def test_places_that_change_weigh_more():
     assert weight[0, 0, 1, 2] == weight.max() > 1
     assert (weight == 1).sum() == 15
     assert edit_weight(clean, []) is None
+
+
+def test_edits_on_which_the_model_errs_come_more_often():
+    generator = torch.Generator().manual_seed(0)
+    latents, ids = torch.randn(6, 2, 16, 8, 8, generator=generator), torch.ones(6, 40, dtype=torch.long)
+    latents[:5] *= 0.1  # a new model's velocity is 0, so that it errs most on the last
+    lessons = Lessons(SMOKE, DemoModel(SMOKE, 5), torch.device("cpu"), rank=0)
+    (group,) = lessons.prefer_hard({1: Group(latents, ids)}).values()
+    assert ((group.chances >= LEAST_CHANCE) & (group.chances <= MOST_CHANCE)).all()
+    assert group.chances.argmax() == 5
+    chosen = group.choose(3000, generator)
+    share = (chosen == 5).float().mean()
+    assert share == pytest.approx((group.chances[5] / group.chances.sum()).item(), abs=0.03)
+    assert Group(latents, ids).choose(3000, generator).bincount().min() > 400
 
 
 def test_the_lesson_of_guidance_changes_nothing_at_guidance_1():

@@ -65,6 +65,12 @@ def test_an_edit_changes_what_it_says_and_its_right_picture_passes_the_judge(kin
     assert not judge(before, right, right[:, [1, 2, 0]]).success.all()
 
 
+def test_where_nothing_should_change_nothing_is_right():
+    before, other = draw([Scene("green")], 64, 64), draw([Scene("red")], 64, 64)
+    assert judge(before, before, before).success.all()
+    assert not judge(before, before, other).success.any()
+
+
 def test_the_judge_sees_a_shifted_thing_a_wrong_tone_and_a_stray_change():
     scene = Scene("green", things=(Thing("square", "white", 0.7, 0.7, 0.15),))
     thing = Thing("circle", "red", 0.3, 0.3, 0.15)
