@@ -36,7 +36,7 @@ class ProfileBench(FastBench):
 
         if not self.stages.run("weights, on the card", self.load):
             return
-        kept = ReferenceSettings(n_first=1, interval=NEVER)
+        kept = ReferenceSettings(interval=NEVER)
         n_target = self.noise.shape[2] * self.noise.shape[3] // 4
         n_all = 512 + 2 * n_target
         for name, choices, n_queries, products in (

@@ -27,7 +27,7 @@ from stages import Stages
 ONE = ("recolor", "texture", "remove", "add", "move", "background")
 KINDS = {1: (ONE, 0), 2: (("combine two",), 0), 4: (("combine three",), 1)}  # and how many references more
 SHARES = {1: 1000 / 780, 2: 1000 / 120, 4: 1000 / 100}  # held-out edits of all kinds for one of these
-INTERVALS = (2, 3, 4, 6, 10, 100)
+INTERVALS = (2, 3, 4, 5, 7, 10, 100)
 SSIM_GOAL, WORST_GOAL, SUCCESS_LOSS = 0.98, 0.90, 0.01
 TINY = Settings(6, size=(128, 128))
 

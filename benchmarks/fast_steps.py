@@ -7,8 +7,8 @@ nothing else is said; a run's seconds hold the making of its FP8 weights. With r
 steps a cache would skip, so they are fixed, of 28:
 
 fast   what the demo model's edits compute under the preset (measured_maps.py); its row says which. Of these the preset
-       computes the references at the first two and at the sixth
-eleven steps 0, 1, 2, 4, 6, 9, 12, 16, 20, 24, 27, references at the first two of them alone
+       computes the references at the first and at the sixth
+eleven steps 0, 1, 2, 4, 6, 9, 12, 16, 20, 24, 27, references at the first of them alone
 
 The most important parts come first; what is not done after M minutes is left out, and a failure costs its own rows
 alone.
@@ -41,7 +41,7 @@ NEVER = 1000  # an interval
 
 
 class FastBench(ReferenceBench):
-    """The parts. last: our last run; made: what it said of its FP8 weights. base: seconds of diffusers, once measured."""
+    """The parts. last: our last run; made: what it said of its FP8 weights. base: seconds of diffusers, once known."""
 
     last: Any = None
     made, base = "", math.nan
@@ -114,7 +114,7 @@ class FastBench(ReferenceBench):
         """Eleven steps with frozen references, and products as loaded, against the same diffusers."""
         from kontextkit.engine.cache.references import ReferenceSettings
 
-        frozen = ReferenceSettings(n_first=2, interval=NEVER)
+        frozen = ReferenceSettings(interval=NEVER)
         ways = {
             "eleven": self.way(self.choices("fast", ELEVEN_MAP, references=frozen)),
             "as_loaded": self.way(self.choices("fast", precision="as loaded")),
@@ -148,7 +148,7 @@ class FastBench(ReferenceBench):
         """Full ones in FP8 and as loaded, and those with kept references."""
         from kontextkit.engine.cache.references import ReferenceSettings
 
-        kept = ReferenceSettings(n_first=1, interval=NEVER)
+        kept = ReferenceSettings(interval=NEVER)
         ways = {
             "fp8_full": (self.choices("quality", precision="fp8"), "computed", "in FP8", 185),
             "bf16_full": (self.choices("quality"), "computed", "as loaded", 255),

@@ -89,8 +89,7 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
     else:
         lines.append("Every step is computed.")
     if choices.references and choices.references.interval > 1:
-        every = f"computed at the first {choices.references.n_first} computed steps"
-        lines.append(f"References are {every} and then at one in {choices.references.interval}.")
+        lines.append(f"References are computed at the first of every {choices.references.interval} computed steps.")
     if choices.compile == FUSED:
         lines.append("Between the products of the blocks run fused kernels.")
     elif choices.compile != OFF:

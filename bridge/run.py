@@ -221,7 +221,9 @@ class SamplingRun:
             done = f"{self.n_graphs} graphs compiled" if self.n_graphs else "nothing recompiled"
             lines.append(f"Compiled: {done}.")
         if self.graphs and self.graphs.n_replayed:
-            lines.append(f"{self.graphs.n_replayed} passes replayed from a CUDA graph: the host was slower than the card.")
+            lines.append(
+                f"{self.graphs.n_replayed} passes replayed from a CUDA graph: the host was slower than the card."
+            )
         if self.attention_used:
             lines.append(f"Attention: {self.attention_used}.")
         return "\n".join((*lines, *self.notes))

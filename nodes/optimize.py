@@ -127,8 +127,8 @@ class KontextOptimize(io.ComfyNode):
                     max=100,
                     optional=True,
                     advanced=True,
-                    tooltip=_ONLY + "Reference pictures are computed at the first two computed steps and then at every "
-                    "so many; in between their keys and values are kept and only text and picture are "
+                    tooltip=_ONLY + "Reference pictures are computed at the first of every so many computed steps; "
+                    "in between their keys and values are kept and only text and picture are "
                     "computed. 1 computes them at every step.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="For target_ssim, which compares pictures."),

@@ -37,8 +37,8 @@ class Recipe:
     tokens: int = 120000  # a batch holds about so many, whatever the size of its pictures
 
 
-# From exported weights, on three cards in twenty minutes. Many edits, each seen a few times, and the hard ones more often:
-# with 40,000, seen fifty times each, nothing was gained (benchmarks/results/demo_training_tried.log).
+# From exported weights, on three cards in twenty minutes. Many edits, each seen some times, and the hard ones more
+# often: with 40,000, seen fifty times each, nothing was gained (benchmarks/results/demo_training_tried.log).
 GOING_ON = Recipe(seed=20261128, rate=5e-4, n_main=240000, edit_steps=10000, guidance_steps=400)
 
 # From exported weights, on two CPU cores in half an hour.

@@ -19,11 +19,12 @@ SAMPLE = 16  # of so many tokens one is looked at, to see how far they drifted
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """n_first: computed steps at the start of a run that compute the references too; interval: afterwards every
-    so many computed steps they are computed anew. Interval 1 keeps nothing. fp8: they are kept in 8 bits."""
+    """interval: of so many computed steps the first computes the references too. Interval 1 keeps nothing.
 
-    n_first: int = 2
-    interval: int = 4
+    fp8: they are kept in 8 bits.
+    """
+
+    interval: int = 5
     fp8: bool = False
 
 
@@ -51,7 +52,7 @@ class ReferenceCache:
     def __init__(self, settings: ReferenceSettings):
         self.settings = settings
         self.kept: dict[Hashable, tuple[Tensor | InFp8, ...]] = {}
-        self.n_computed = self.n_since_refresh = 0
+        self.n_computed = 0
         self.drifts: list[float] = []
         self._drifts_of_blocks: list[Tensor] = []
         self.reuses = False
@@ -59,9 +60,8 @@ class ReferenceCache:
 
     def begin(self) -> bool:
         """Before a pass: whether it leaves the references out."""
-        s = self.settings
         self._drifts_of_blocks.clear()  # of a pass that was skipped after its first block
-        self.reuses = self.n_computed >= max(1, s.n_first) and self.n_since_refresh < s.interval - 1
+        self.reuses = self.n_computed % self.settings.interval > 0
         return self.reuses
 
     def computed(self) -> None:
@@ -69,7 +69,6 @@ class ReferenceCache:
         if self._drifts_of_blocks:
             self.drifts.append(float(torch.stack(self._drifts_of_blocks).max()))
         self.n_computed += 1
-        self.n_since_refresh = self.n_since_refresh + 1 if self.reuses else 0
 
     def keys_values(self, block: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated k and v (B, heads, L, head_dim) of a block, with the kept ones of the references where left out."""

@@ -167,7 +167,7 @@ def test_where_references_do_not_fit_they_are_kept_in_fp8_and_where_these_do_not
     import comfy.model_management as management
 
     measured = management.get_free_memory
-    kept = optimized(model, references=ReferenceSettings(n_first=1, interval=9))
+    kept = optimized(model, references=ReferenceSettings(interval=9))
     n_tokens, width, n_blocks = 8 * 6 + 5 * 4, 256, 5
     n_bytes = 2 * n_tokens * width * n_blocks * 4
     expected = k_sampler(kept)
@@ -196,7 +196,7 @@ def test_every_series_asks_whether_its_references_fit(comfyui, monkeypatch):
     import comfy.model_management as management
     from kontextkit.bridge.run import SamplingRun
 
-    run = SamplingRun(Choices(references=ReferenceSettings(n_first=1, interval=9)), [1.0, 0.0], torch.device("cpu"))
+    run = SamplingRun(Choices(references=ReferenceSettings(interval=9)), [1.0, 0.0], torch.device("cpu"))
     kept = []
     for free in (3000, 1500, 500):
         monkeypatch.setattr(management, "get_free_memory", lambda device, free=free: free)

@@ -154,7 +154,7 @@ def test_loras_see_tokens_as_they_are(build, in_fp8):
 
 def test_references_are_kept_with_a_token_s_heads_together(build):
     model = build("F32").to(DEVICE)
-    hooks = Fused(ReferenceCache(ReferenceSettings(n_first=1, interval=9)))
+    hooks = Fused(ReferenceCache(ReferenceSettings(interval=9)))
     full = velocity(model, hooks)
     assert error(velocity(model, hooks), full) < 1e-5
     assert error(full, velocity(model)) < 1e-5

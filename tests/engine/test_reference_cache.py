@@ -53,7 +53,7 @@ def error(a, b):
 
 
 def test_kept_references_give_the_very_velocity_at_the_step_they_are_from(velocity):
-    hooks = Hooks(ReferenceCache(ReferenceSettings(n_first=1, interval=9)))
+    hooks = Hooks(ReferenceCache(ReferenceSettings(interval=9)))
     full = velocity(hooks, 0.7)
     assert error(full, velocity(Hooks(), 0.7)) == 0
     assert error(velocity(hooks, 0.7), full) < 1e-6
@@ -61,7 +61,7 @@ def test_kept_references_give_the_very_velocity_at_the_step_they_are_from(veloci
 
 
 def test_a_pass_with_kept_references_computes_text_and_target_alone(velocity):
-    hooks = Hooks(ReferenceCache(ReferenceSettings(n_first=1, interval=9)))
+    hooks = Hooks(ReferenceCache(ReferenceSettings(interval=9)))
     whole, own = N_TXT + N_TARGET + N_REFERENCES, N_TXT + N_TARGET
     velocity(hooks, 0.7)
     assert set(hooks.lengths) == {(whole, whole)}
@@ -71,11 +71,10 @@ def test_a_pass_with_kept_references_computes_text_and_target_alone(velocity):
 
 
 @pytest.mark.parametrize(
-    ("n_first", "interval", "expected"),
-    [(2, 4, "FFrrrFrrrF"), (1, 3, "FrrFrrFrrF"), (4, 2, "FFFFrFrFrF"), (0, 100, "Frrrrrrrrr"), (2, 1, "FFFFFFFFFF")],
+    ("interval", "expected"), [(4, "FrrrFrrrFr"), (3, "FrrFrrFrrF"), (100, "Frrrrrrrrr"), (1, "FFFFFFFFFF")]
 )
-def test_references_are_computed_when_they_are_due(velocity, n_first, interval, expected):
-    references = ReferenceCache(ReferenceSettings(n_first, interval))
+def test_references_are_computed_when_they_are_due(velocity, interval, expected):
+    references = ReferenceCache(ReferenceSettings(interval))
     passes = ""
     for _ in range(10):
         velocity(Hooks(references), 0.7)
@@ -84,7 +83,7 @@ def test_references_are_computed_when_they_are_due(velocity, n_first, interval, 
 
 
 def test_skipped_steps_do_not_count_and_see_target_tokens_alone(velocity):
-    references = ReferenceCache(ReferenceSettings(n_first=1, interval=3))
+    references = ReferenceCache(ReferenceSettings(interval=3))
     cache = FirstBlockCache(FirstBlockSettings(order=0, computed={0, 3, 4, 5}), n_steps=6)
     hooks = Hooks(references, cache)
     kinds = []
@@ -104,7 +103,7 @@ def test_interval_1_keeps_nothing_and_changes_no_bit(velocity):
 
 
 def test_it_tells_how_far_kept_ones_were_off_when_they_are_computed_anew(velocity):
-    references = ReferenceCache(ReferenceSettings(n_first=1, interval=2))
+    references = ReferenceCache(ReferenceSettings(interval=2))
     kept = []
     for sigma in (0.9, 0.8, 0.7, 0.6, 0.7):
         velocity(Hooks(references), sigma)
@@ -121,7 +120,7 @@ def test_it_tells_how_far_kept_ones_were_off_when_they_are_computed_anew(velocit
 
 
 def test_in_fp8_they_take_a_quarter_and_give_nearly_the_same(velocity):
-    whole, small = (ReferenceCache(ReferenceSettings(n_first=1, interval=9, fp8=fp8)) for fp8 in (False, True))
+    whole, small = (ReferenceCache(ReferenceSettings(interval=9, fp8=fp8)) for fp8 in (False, True))
     for each in (whole, small):
         velocity(Hooks(each), 0.7)
     expected = velocity(Hooks(whole), 0.6)
@@ -147,7 +146,7 @@ def test_text_that_a_patch_adds_is_not_taken_for_a_reference(velocity):
         def embedded(self, img, txt, img_ids, txt_ids):
             return img, txt.repeat(1, 3, 1), img_ids, txt_ids.repeat(1, 3, 1)
 
-    hooks = Longer(ReferenceCache(ReferenceSettings(n_first=1, interval=9)))
+    hooks = Longer(ReferenceCache(ReferenceSettings(interval=9)))
     full = velocity(hooks, 0.7)
     assert error(full, velocity(Hooks(), 0.7)) > 1e-3
     assert error(velocity(hooks, 0.7), full) < 1e-6
