@@ -1,13 +1,13 @@
 """What each of the fast preset's means does to pictures, alone and together, on the demo model.
 
-    COMFYUI_PATH=... python benchmarks/fast_quality.py [--tiny] [--edits N] [--minutes M] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/fast_quality.py [--tiny] [--edits N] [--only WORD] [--minutes M] [--out FILE]
     python benchmarks/fast_quality.py --plot [--out FILE]
 
 Held-out edits with one, two and four references through ComfyUI's sampler (28 steps, euler, simple), one at a time.
 SSIM is to the same edit with nothing spared; success is judged as in demo_quality.py. The demo model was trained with
 up to three references: the fourth is another edit's picture, which no prompt names. How far kept references drift is
 told by `ReferenceCache.drifts`, the most of a run. Without a card FP8 products are emulated, the same numbers but for
-rounding. --plot draws js/docs/KontextOptimize_references.png from the result, without a model.
+rounding. --only every: the intervals alone. --plot draws js/docs/KontextOptimize_references.png from the result, without a model.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class FastQuality:
         self.full: dict[int, Made] = {}
         self.success: dict[int, float] = {}
 
-    def everything(self) -> None:
-        """The preset first, then its parts, then intervals."""
+    def everything(self, only: str) -> None:
+        """The preset first, then its parts, then intervals; those alone whose name begins with `only`."""
         from kontextkit.engine.cache.references import ReferenceSettings
         from kontextkit.engine.tiers.presets import FP8, PRESETS, Choices
 
@@ -64,7 +64,7 @@ class FastQuality:
         for n in KINDS:
             self.stages.run(f"{n} references, nothing spared", lambda n=n: self.everything_computed(n))
         for name, choices in ways.items():
-            for n in KINDS:
+            for n in KINDS if name.startswith(only) else ():
                 title = f"{name or 'fast'}, {n} references"
                 work = lambda name=name, choices=choices, n=n: self.compare(name, choices, n)  # noqa: E731
                 self.stages.run(title, work, (row_name(name, "ssim", n),), "SSIM")
@@ -108,7 +108,9 @@ def row_name(way: str, measure: str, n: int) -> str:
 
 def main() -> None:
     """Command line."""
-    options = report.parser_of_edits(__doc__, "fast_quality.json", 60).parse_args()
+    parser = report.parser_of_edits(__doc__, "fast_quality.json", 60)
+    parser.add_argument("--only", default="", metavar="WORD", help="with which names of ways begin; all by default")
+    options = parser.parse_args()
     report.tiny_variant(options)
     if options.plot:
         plot(options)
@@ -117,9 +119,10 @@ def main() -> None:
     report.import_pack()
     emulate_fp8()
     command = ("fast_quality.py", *(["--tiny"] if options.tiny else ["--edits", str(options.edits)]))
+    command += ("--only", options.only) if options.only else ()
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
     with report.private_caches(cold=False), torch.inference_mode():
-        FastQuality(stages, 3 if options.tiny else options.edits, options.tiny).everything()
+        FastQuality(stages, 3 if options.tiny else options.edits, options.tiny).everything(options.only)
     report.show(list(stages.rows.values()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from pathlib import Path
@@ -63,12 +64,14 @@ class Run:
         side = self.recipe.side
         main = self.pool(self.recipe.n_main, (side, side), autoencoder, vocabulary)
         others = [self.pool(self.recipe.n_other, size, autoencoder, vocabulary) for size in self.recipe.other_sizes]
+        before = copy.deepcopy(model)
         lessons = Lessons(self.recipe, model, self.device, self.rank, self.hooks)
         if start:
             main = lessons.prefer_hard(main)
         lessons.editing(main, others, self.folder, self.say)
         self.look(model, autoencoder, vocabulary, 1.0)
         lessons.guidance(main, others, self.folder, self.say)
+        keep(model, before, self.recipe.kept)
         self.look(model, autoencoder, vocabulary, 1.0)
         self.look(model, autoencoder, vocabulary, 2.5)
         if self.rank == 0:
@@ -117,3 +120,10 @@ class Run:
             n_each, n_steps = (64, 28) if self.device.type == "cuda" else (1, 2)
             how = (n_each, n_steps, guidance, self.recipe.side, self.hooks)
             self.say(look(model, autoencoder, vocabulary, self.device, *how))
+
+
+@torch.no_grad()
+def keep(model: DemoModel, before: DemoModel, share: float) -> None:
+    """Moves a model's parameters by a share of the way back to those of `before`."""
+    for now, then in zip(model.parameters(), before.parameters(), strict=True):
+        now.lerp_(then, share)

@@ -12,6 +12,7 @@ from kontextkit.demo.training.guidance import guidance_embedder_alone
 from kontextkit.demo.training.lessons import LEAST_CHANCE, MOST_CHANCE, DemoModel, Lessons, edit_weight
 from kontextkit.demo.training.pool import Group
 from kontextkit.demo.training.recipe import SMOKE
+from kontextkit.demo.training.run import keep
 from kontextkit.engine.flux.loop import embed_scalar
 from safetensors.torch import load_file
 
@@ -124,6 +125,16 @@ def test_edits_on_which_the_model_errs_come_more_often():
     share = (chosen == 5).float().mean()
     assert share == pytest.approx((group.chances[5] / group.chances.sum()).item(), abs=0.03)
     assert Group(latents, ids).choose(3000, generator).bincount().min() > 400
+
+
+def test_a_share_of_the_weights_gone_on_from_is_kept():
+    torch.manual_seed(0)
+    before, model = DemoModel(SMOKE, 5), DemoModel(SMOKE, 5)
+    name = "words.words.weight"
+    first, last = before.get_parameter(name).clone(), model.get_parameter(name).clone()
+    keep(model, before, 0.25)
+    torch.testing.assert_close(model.get_parameter(name).data, 0.75 * last + 0.25 * first)
+    assert torch.equal(before.get_parameter(name), first)
 
 
 def test_the_lesson_of_guidance_changes_nothing_at_guidance_1():
