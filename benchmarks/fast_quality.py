@@ -6,8 +6,9 @@
 Held-out edits with one, two and four references through ComfyUI's sampler (28 steps, euler, simple), one at a time.
 SSIM is to the same edit with nothing spared; success is judged as in demo_quality.py. The demo model was trained with
 up to three references: the fourth is another edit's picture, which no prompt names. How far kept references drift is
-told by `ReferenceCache.drifts`, the most of a run. Without a card FP8 products are emulated, the same numbers but for
-rounding. --only every: the intervals alone. --plot draws js/docs/KontextOptimize_references.png from the result, without a model.
+told by `ReferenceCache.drifts`, the most of a run. Products in formats that the machine has not are emulated, the same
+numbers but for rounding. --only every: the intervals alone. --plot draws js/docs/KontextOptimize_references.png from
+the result, without a model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import report
 import torch
 from held_out import Settings
-from sampling import emulate_fp8
+from sampling import emulate_narrow
 from single_edits import Made, SingleEdits, judged
 from stages import Stages
 
@@ -59,6 +60,8 @@ class FastQuality:
             "references_cache": Choices(cache, references=references),
             "fp8_cache": Choices(cache, precision=FP8),
             "fp8_references": Choices(references=references, precision=FP8),
+            "mxfp8": Choices(precision="mxfp8"),
+            "nvfp4": Choices(precision="nvfp4"),
         }
         ways |= {f"every_{i}": Choices(references=ReferenceSettings(interval=i)) for i in INTERVALS}
         for n in KINDS:
@@ -117,7 +120,7 @@ def main() -> None:
         return
     report.import_comfyui()
     report.import_pack()
-    emulate_fp8()
+    emulate_narrow()
     command = ("fast_quality.py", *(["--tiny"] if options.tiny else ["--edits", str(options.edits)]))
     command += ("--only", options.only) if options.only else ()
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)

@@ -29,7 +29,7 @@ import torch
 from optimize_peers import Diffusers
 from random_files import COMPUTE, base_file, call
 from references_steps import BUDGET, ReferenceBench
-from sampling import Optimized, emulate_fp8
+from sampling import Optimized, emulate_narrow
 from stages import Stages
 from timed_runs import Sample, Timed, timed
 from torch import Tensor
@@ -169,11 +169,11 @@ class FastBench(ReferenceBench):
     def error(self) -> None:
         """Of one forward pass, eager, over the same weights."""
         from kontextkit.engine.flux.blocks import token_linears
-        from kontextkit.engine.quant import fp8
+        from kontextkit.engine.quant import fp8, narrow
 
         model = self.ours.model.diffusion_model
         right = model(**self.arguments).float()
-        with fp8.attached(token_linears(model.transformer).values(), self.noise.dtype):
+        with narrow.attached(fp8, token_linears(model.transformer).values(), self.noise.dtype):
             ours = model(**self.arguments).float()
         error = ((ours - right).norm() / right.norm()).item()
         note = "velocity of one pass with FP8 products against the same as loaded, random weights"
@@ -231,7 +231,7 @@ def main(
     report.import_comfyui()
     report.import_pack()
     if options.tiny:
-        emulate_fp8()
+        emulate_narrow()
     command = (f"{name}.py", *["--tiny"] * options.tiny, "--rounds", str(options.rounds))
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
     with report.private_caches(cold=False), report.folder(options) as folder, torch.inference_mode():

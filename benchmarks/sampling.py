@@ -21,12 +21,16 @@ def sample(
     return comfy.sample.sample(model, noise, *how, callback=after_step, disable_pbar=True, seed=0)
 
 
-def emulate_fp8() -> None:
-    """Where there is no card: its products from now on by plain arithmetic, so that a script can be tried."""
-    from kontextkit.engine.quant import fp8
+def emulate_narrow() -> None:
+    """Products in fewer bits from now on by plain arithmetic where this machine has none."""
+    from kontextkit.engine.quant import block_scaled, fp8
+    from kontextkit.engine.quant.block_scaled import MXFP8, BlockFormat
 
     if not torch.cuda.is_available():
         fp8.why_not = lambda device: ""
+    if MXFP8.why_not(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        block_scaled._why_not = lambda format, device: ""
+        BlockFormat.product = lambda self, x, w, dtype: (self.dequantize(x) @ self.dequantize(w).t()).to(dtype)
 
 
 class Optimized:

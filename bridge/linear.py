@@ -19,7 +19,7 @@ class HostedLinear(QuantLinear, comfy.ops.CastWeightBiasOp):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features), in x's dtype."""
         cast = self.comfy_cast_weights or self.weight_function or self.bias_function
-        if self.fp8 is not None or not cast:
+        if self.narrow is not None or not cast:
             return super().forward(x)
         if self.weight_function or getattr(self, "weight_lowvram_function", None) is not None:
             self.refuse_patches()

@@ -18,9 +18,9 @@ from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import n_graphs, triton_missing
 from ..engine.flux.graphs import PassGraphs
-from ..engine.quant import fp8
+from ..engine.quant.narrow import FORMATS
 from ..engine.quant.on_gpu import has_triton
-from ..engine.tiers.presets import AUTO, FP8, FUSED, OFF, Choices
+from ..engine.tiers.presets import AS_LOADED, AUTO, FUSED, OFF, Choices
 from . import lora, runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
@@ -55,8 +55,9 @@ def apply(patcher: Any, choices: Choices, node_id: str | None = None, vae: Any =
     if choices.target_ssim and vae is None:
         raise ValueError("target_ssim compares pictures; connect the VAE to Optimize Kontext, or set it to 0.")
     resolved, lines = resolve(choices, patcher.load_device)
-    in_fp8 = resolved.precision == FP8 and not fp8.why_not(patcher.load_device) and may_fit(patcher)
-    whole = resolved.compile not in (OFF, FUSED) or in_fp8  # weights that come over inside a Linear are no use to these
+    format = FORMATS.get(resolved.precision)
+    narrow = format is not None and not format.why_not(patcher.load_device) and may_fit(patcher, format)
+    whole = resolved.compile not in (OFF, FUSED) or narrow  # weights that come over inside a Linear are no use to these
     clone = patcher.get_non_dynamic_delegate() if whole and is_dynamic(patcher) else patcher.clone()
     clone.set_attachments(KEY, Applied(resolved, node_id, vae))
     clone.remove_additional_models(lora.KEY)  # an earlier run's factors, of dynamic VRAM perhaps
@@ -97,10 +98,10 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
     if choices.attention != "comfyui":
         which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention
         lines.append(f"Attention: {which}.")
-    if choices.precision == FP8:
-        reason = fp8.why_not(device)
-        words = "Products in the blocks are in FP8, by weights made at the start of each run."
-        lines.append(f"Products run as loaded, not in FP8: {reason}." if reason else words)
+    if choices.precision != AS_LOADED:
+        name, reason = choices.precision.upper(), FORMATS[choices.precision].why_not(device)
+        words = f"Products in the blocks are in {name}, by weights made at the start of each run."
+        lines.append(f"Products run as loaded, not in {name}: {reason}." if reason else words)
     return choices, lines
 
 

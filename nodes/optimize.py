@@ -139,7 +139,8 @@ class KontextOptimize(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=_ONLY + "fp8: the products in the blocks are in 8 bits, a little off, on NVIDIA cards "
-                    "of the 40 series, Hopper or newer. Takes 8.6 GB more on the card at FLUX's full size.",
+                    "of the 40 series, Hopper or newer. Takes 8.6 GB more on the card at FLUX's full size. mxfp8 and "
+                    "nvfp4 (4 bits, 4.8 GB): on the 50 series and other Blackwell cards; not tried on one yet.",
                 ),
             ],
             outputs=[

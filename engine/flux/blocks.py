@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..quant.fp8 import multiply
+from ..quant.fp8 import Fp8Weight, multiply
 from .rope import rotate
 
 Module: TypeAlias = Any  # a diffusers module; nn.Module hides the types of what it holds
@@ -122,13 +122,15 @@ def heads(
 def products(linears: tuple[Module, ...], x: Tensor) -> list[Tensor]:
     """What each Linear gives for the one x, which FP8 quantizes once where no LoRA needs it as it is."""
     return (
-        multiply(x, *(linear.fp8 for linear in linears)) if takes_fp8(*linears) else [linear(x) for linear in linears]
+        multiply(x, *(linear.narrow for linear in linears))
+        if takes_fp8(*linears)
+        else [linear(x) for linear in linears]
     )
 
 
 def takes_fp8(*linears: Module) -> bool:
     """Whether all multiply rows in FP8, no LoRA needing them as they are."""
-    return all(getattr(linear, "fp8", None) is not None and linear.branch is None for linear in linears)
+    return all(isinstance(getattr(linear, "narrow", None), Fp8Weight) and linear.branch is None for linear in linears)
 
 
 def rms_norm(x: Tensor, norm: Module) -> Tensor:

@@ -80,5 +80,5 @@ def products(linears: Sequence[Module], like: Tensor, rows: Callable[[bool], Row
     x = rows(takes_fp8(*linears))
     if isinstance(x, Tensor):
         return [linear(x) for linear in linears]
-    made = multiply_rows(x, [linear.fp8 for linear in linears], like.dtype)
+    made = multiply_rows(x, [linear.narrow for linear in linears], like.dtype)
     return [y.view(*like.shape[:2], y.shape[1]) for y in made]

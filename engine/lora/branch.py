@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..quant.fp8 import Fp8Weight, multiply
+from ..quant.linear import NarrowWeight
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,20 @@ class LoraBranch:
             y = y + part(flat, None)
         return y
 
-    def finish(self, y: Tensor, x: Tensor, weight: Tensor | Fp8Weight) -> Tensor:
-        """y (N, out), x (..., in), weight (out, in) -> (..., out); without FP8 in the memory of y."""
+    def finish(self, y: Tensor, x: Tensor, weight: Tensor | NarrowWeight) -> Tensor:
+        """y (N, out), x (..., in), weight (out, in) -> (..., out); with a decoded weight in the memory of y."""
         flat = x.reshape(-1, x.shape[-1])
         if self.rows is not None:
             y = torch.addcmul(y, product(flat, weight), self.rows)
         if self.columns is not None:
             flat = torch.addcmul(flat, flat, self.columns)
-        y = y + product(flat, weight) if isinstance(weight, Fp8Weight) else add_product(y, flat, weight)
+        y = add_product(y, flat, weight) if isinstance(weight, Tensor) else y + product(flat, weight)
         return y.view(*x.shape[:-1], y.shape[1])
 
 
-def product(x: Tensor, weight: Tensor | Fp8Weight) -> Tensor:
+def product(x: Tensor, weight: Tensor | NarrowWeight) -> Tensor:
     """x (N, in) -> x weight^T (N, out)."""
-    return multiply(x, weight, bias=False)[0] if isinstance(weight, Fp8Weight) else F.linear(x, weight)
+    return F.linear(x, weight) if isinstance(weight, Tensor) else weight.multiply(x, bias=False)
 
 
 def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:

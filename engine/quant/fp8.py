@@ -6,8 +6,7 @@ https://arxiv.org/abs/2209.05433; the sums are taken in float32, to which the sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -37,6 +36,10 @@ class Fp8Weight:
     data: Tensor
     scale: Tensor
     bias: Tensor | None = None
+
+    def multiply(self, x: Tensor, bias: bool = True) -> Tensor:
+        """x (..., in) -> x W^T + b (..., out) in x's dtype. bias: whether it is added."""
+        return multiply(x, self, bias=bias)[0]
 
 
 def quantize(x: Tensor) -> Quantized:
@@ -100,19 +103,6 @@ def convert(linear: QuantLinear, dtype: torch.dtype) -> Fp8Weight:
         data[part], scales = quantize(linear.decode(linear.weight[part], torch.float32))
         scale[0, part] = scales[:, 0]
     return Fp8Weight(data, scale, bias)
-
-
-@contextmanager
-def attached(linears: Iterable[QuantLinear], dtype: torch.dtype) -> Iterator[None]:
-    """These Linears multiply in FP8, over x of `dtype`; afterwards, whatever happens, as they did."""
-    changed = [linear for linear in linears if linear.fp8 is None]
-    try:
-        for linear in changed:
-            linear.fp8 = convert(linear, dtype)
-        yield
-    finally:
-        for linear in changed:
-            linear.fp8 = None
 
 
 def n_bytes(linears: Iterable[QuantLinear]) -> int:

@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fp8 import Fp8Weight, multiply
 from .packed import PackedTensor, decode
+
+
+class NarrowWeight(Protocol):
+    """A weight in fewer bits than the run computes in, see `narrow`."""
+
+    def multiply(self, x: Tensor, bias: bool = True) -> Tensor:
+        """x (..., in_features) -> (..., out_features), in x's dtype. bias: whether the Linear's own is added."""
 
 
 class Branch(Protocol):
@@ -23,15 +29,15 @@ class Branch(Protocol):
     def begin(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (N, out_features): the branch's part, and the bias."""
 
-    def finish(self, y: Tensor, x: Tensor, weight: Tensor | Fp8Weight) -> Tensor:
-        """The whole result (..., out_features) from what `begin` gave and the weight, decoded or in FP8."""
+    def finish(self, y: Tensor, x: Tensor, weight: Tensor | NarrowWeight) -> Tensor:
+        """The whole result (..., out_features) from what `begin` gave and the weight, decoded or narrow."""
 
 
 class QuantLinear(nn.Module):
     """y = x W^T + b with W kept as it lies in its file and decoded to x's dtype for each product.
 
     weight: parameter holding `PackedTensor.data`, never trained; bias: (out_features,) or None.
-    branch: None, or what takes the product over. fp8: None, or the weight to multiply by instead. Both belong to a
+    branch: None, or what takes the product over. narrow: None, or the weight to multiply by instead. Both belong to a
         run, not to the layer, so they are no submodules.
     """
 
@@ -47,7 +53,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("scale", weight.scale)
         # here and not on the class, where torch.compile guards something and nothing differently
         self.branch: Branch | None = None
-        self.fp8: Fp8Weight | None = None
+        self.narrow: NarrowWeight | None = None
 
     def decode(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Packed `weight` -> (out_features, in_features) of `dtype` on the same device."""
@@ -58,10 +64,10 @@ class QuantLinear(nn.Module):
         """x (..., in_features) -> (..., out_features), in x's dtype."""
         if self.branch is not None:
             begun = self.branch.begin(x)
-            weight = self.decode(self.weight, x.dtype) if self.fp8 is None else self.fp8
+            weight = self.decode(self.weight, x.dtype) if self.narrow is None else self.narrow
             return self.branch.finish(begun, x, weight)
-        if self.fp8 is not None:
-            return multiply(x, self.fp8)[0]
+        if self.narrow is not None:
+            return self.narrow.multiply(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.decode(self.weight, x.dtype), bias)
 

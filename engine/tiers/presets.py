@@ -9,7 +9,8 @@ from ..cache.references import ReferenceSettings
 
 AUTO, OFF, FUSED = "auto", "off", "fused"
 COMPILE_MODES = (AUTO, OFF, FUSED, "default", "max-autotune-no-cudagraphs")
-PRECISIONS = AS_LOADED, FP8 = ("as loaded", "fp8")
+AS_LOADED, FP8 = "as loaded", "fp8"
+PRECISIONS = (AS_LOADED, FP8, "mxfp8", "nvfp4")  # of `engine.quant.narrow.FORMATS`
 
 
 @dataclass(frozen=True)

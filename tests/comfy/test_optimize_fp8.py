@@ -28,7 +28,7 @@ def in_fp8(model, **more):
 
 def left(model):
     """FP8 weights on the model."""
-    return [linear for linear in linears_of(model) if linear.fp8 is not None]
+    return [linear for linear in linears_of(model) if linear.narrow is not None]
 
 
 def linears_of(model):
@@ -101,6 +101,23 @@ def test_running_out_of_memory_while_they_are_made_comes_out_as_it_is(model, mon
     assert left(model) == []
 
 
+@pytest.mark.parametrize(("precision", "most"), [("mxfp8", 0.1), ("nvfp4", 0.4)])
+def test_so_do_products_with_a_scale_for_each_block(model, said, monkeypatch, precision, most):
+    """By comfy-kitchen's own numbers, in the place of a Blackwell card's."""
+    from kontextkit.bridge import optimize
+    from kontextkit.engine.quant import block_scaled
+
+    expected = k_sampler(model)
+    changed = optimize.apply(model, Choices(precision=precision), NODE)[0]
+    assert torch.equal(k_sampler(changed), expected)
+    words = "products need an NVIDIA card of the 50 series or another Blackwell"
+    assert said.texts[-1].splitlines()[-1].endswith(f"not in {precision.upper()}: {precision.upper()} {words}.")
+    monkeypatch.setattr(block_scaled, "_why_not", lambda format, device: "")
+    assert 1e-3 < error(k_sampler(changed), expected) < most
+    assert said.texts[-1].splitlines()[-1].startswith(f"Products in {precision.upper()}: ")
+    assert left(model) == []
+
+
 # where it cannot be
 
 
@@ -154,7 +171,7 @@ def test_dynamic_vram_is_left_for_it_where_there_is_room(model, said, monkeypatc
     monkeypatch.setattr(fp8, "n_bytes", lambda linears: 10**14)
     in_fp8(clone)
     assert asked == [1]
-    reason = why_not_loaded(SimpleNamespace(model_options={}, model_patcher=clone), [])
+    reason = why_not_loaded(SimpleNamespace(model_options={}, model_patcher=clone), fp8)
     assert reason == "the card has no room for 100000.0 GB beside the file's own weights"
 
 

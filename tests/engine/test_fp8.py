@@ -6,7 +6,7 @@ from kontextkit.engine.flux.blocks import Parts, token_linears
 from kontextkit.engine.flux.hooks import BlockHooks
 from kontextkit.engine.lora.branch import attached as loras_attached
 from kontextkit.engine.lora.stack import LoraStack
-from kontextkit.engine.quant import PackedTensor, QuantLinear, fp8
+from kontextkit.engine.quant import PackedTensor, QuantLinear, fp8, narrow
 from loras import CPU, KINDS, error, linears, low_rank, merged, random, velocity
 from packed_blocks import random_blocks
 
@@ -44,13 +44,13 @@ def test_a_product_is_that_of_the_rounded_rows(qtype, dtype, part, monkeypatch):
     right = weight.double() if qtype == "F8_E4M3" else rounded(weight)  # such a file's numbers are taken as they are
     expected = rounded(x.flatten(0, 1)) @ right.T + linear.bias.to(dtype).double()
     loaded = linear(x)
-    with fp8.attached([linear], dtype):
+    with narrow.attached(fp8, [linear], dtype):
         ours = linear(x)
     assert ours.dtype == dtype
     assert ours.shape == (2, 5, 48)
     assert error(ours.flatten(0, 1).double(), expected) < (1e-6 if dtype == torch.float32 else 5e-3)
     assert 1e-3 < error(ours.float(), loaded.float()) < 0.05
-    assert linear.fp8 is None
+    assert linear.narrow is None
 
 
 @pytest.mark.parametrize("device", ["cpu", CARD])
@@ -71,10 +71,10 @@ def test_a_card_gives_the_emulation_s_numbers(dtype, compiled):
     if reason := fp8.why_not(device):
         pytest.skip(reason)
     linear, x = linear_of("Q4_K", n_out=512), random(3, 77, 256, seed=2).to(dtype)
-    with fp8.attached([linear], dtype):
+    with narrow.attached(fp8, [linear], dtype):
         expected = linear(x).float()
     ours = linear.to(device)
-    with fp8.attached([ours], dtype):
+    with narrow.attached(fp8, [ours], dtype):
         run = torch.compile(ours, fullgraph=True, dynamic=True) if compiled else ours
         assert error(run(x.to(device)).float().cpu(), expected) < 5e-3
 
@@ -106,7 +106,7 @@ def test_a_forward_is_near_the_one_as_loaded_and_that_of_rounded_products(build,
     model = build(qtype)
     loaded = velocity(model)
     chosen = token_linears(model)
-    with fp8.attached(chosen.values(), torch.float32):
+    with narrow.attached(fp8, chosen.values(), torch.float32):
         ours = velocity(model)
     assert 1e-4 < error(ours, loaded) < 0.03
     assert torch.equal(velocity(model), loaded)
@@ -138,8 +138,8 @@ def test_all_linears_of_tokens_and_no_others_are_in_fp8(build):
 def test_the_forecast_is_what_is_made():
     for qtype in ("BF16", "F8_E4M3", "Q4_K"):
         linear = linear_of(qtype)
-        with fp8.attached([linear], torch.float32):
-            made = 0 if linear.fp8.data.data_ptr() == linear.weight.data_ptr() else linear.fp8.data.nbytes
+        with narrow.attached(fp8, [linear], torch.float32):
+            made = 0 if linear.narrow.data.data_ptr() == linear.weight.data_ptr() else linear.narrow.data.nbytes
         assert fp8.n_bytes([linear]) == made == (0 if qtype == "F8_E4M3" else 48 * 256)
 
 
@@ -154,17 +154,17 @@ def test_a_lora_beside_it_stays_in_the_compute_dtype(kind):
     expected = x @ merged(base, adapter, 1.0).T + linear.bias
     plain = x @ base.T + linear.bias
     for order in (0, 1):
-        weights = fp8.attached([linear], torch.float32)
+        weights = narrow.attached(fp8, [linear], torch.float32)
         branches = loras_attached(model, stack.branches(model, [1.0], CPU, torch.float32))
         first, second = (weights, branches) if order else (branches, weights)
         with first, second:
             ours = model(x)
         assert error(ours, expected) < 0.05 < error(plain, expected)
         if kind == "low rank":  # nothing scales the base, so what is added to it can be told from it
-            with fp8.attached([linear], torch.float32):
+            with narrow.attached(fp8, [linear], torch.float32):
                 alone = model(x)
             assert error(ours - alone, expected - plain) < 1e-5
-        assert linear.fp8 is None
+        assert linear.narrow is None
         assert linear.branch is None
 
 
@@ -177,18 +177,18 @@ def test_an_error_while_weights_are_made_leaves_none(monkeypatch):
         return convert(linear, dtype)
 
     monkeypatch.setattr(fp8, "convert", fail_at_last)
-    with pytest.raises(torch.OutOfMemoryError, match="full"), fp8.attached(some, torch.float32):
+    with pytest.raises(torch.OutOfMemoryError, match="full"), narrow.attached(fp8, some, torch.float32):
         pass
-    assert [each.fp8 for each in some] == [None] * 3
+    assert [each.narrow for each in some] == [None] * 3
 
 
 def test_one_within_another_leaves_the_outer_s_weights():
     linear = linear_of("BF16")
-    with fp8.attached([linear], torch.float32):
-        kept = linear.fp8
-        with fp8.attached([linear], torch.float32):
-            assert linear.fp8 is kept
-        assert linear.fp8 is kept
+    with narrow.attached(fp8, [linear], torch.float32):
+        kept = linear.narrow
+        with narrow.attached(fp8, [linear], torch.float32):
+            assert linear.narrow is kept
+        assert linear.narrow is kept
 
 
 class Counting(BlockHooks):
@@ -216,7 +216,7 @@ def test_runs_take_one_more_set_of_graphs_together_and_a_lora_another(build):
         stack = LoraStack(list(loras), torch.float32)
         weights = token_linears(model).values() if in_fp8 else ()
         with (
-            fp8.attached(weights, torch.float32),
+            narrow.attached(fp8, weights, torch.float32),
             loras_attached(model, stack.branches(model, [1.0] * len(loras), CPU, torch.float32)),
         ):
             assert error(velocity(model, hooks), velocity(model)) < 2e-3

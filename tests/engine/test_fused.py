@@ -10,7 +10,7 @@ from kontextkit.engine.flux.loop import predict_velocity
 from kontextkit.engine.flux.rope import embed_positions
 from kontextkit.engine.lora.branch import attached as loras_attached
 from kontextkit.engine.lora.stack import LoraStack
-from kontextkit.engine.quant import fp8
+from kontextkit.engine.quant import fp8, narrow
 from loras import error, linears, low_rank, random
 
 pytest.importorskip("triton")
@@ -132,7 +132,7 @@ def test_without_rotation_they_are_the_plain_ones(build):
 def test_in_fp8_tokens_are_quantized_between_the_products(build):
     model = build("F32").to(DEVICE)
     loaded = velocity(model)
-    with fp8.attached(token_linears(model).values(), torch.float32):
+    with narrow.attached(fp8, token_linears(model).values(), torch.float32):
         expected, ours = velocity(model), velocity(model, Fused())
     assert error(ours, expected) < IN_FP8
     assert error(ours, loaded) < 0.06
@@ -146,7 +146,7 @@ def test_loras_see_tokens_as_they_are(build, in_fp8):
     branches = stack.branches(model, [1.0], torch.device(DEVICE), torch.float32)
     plain = velocity(model)
     weights = token_linears(model).values() if in_fp8 else ()
-    with fp8.attached(weights, torch.float32), loras_attached(model, branches):
+    with narrow.attached(fp8, weights, torch.float32), loras_attached(model, branches):
         expected, ours = velocity(model), velocity(model, Fused())
     assert error(ours, expected) < (IN_FP8 if in_fp8 else 1e-5)
     assert error(ours, plain) > 0.05
