@@ -1,6 +1,7 @@
 """What each of the fast preset's means does to pictures, alone and together, on the demo model.
 
-    COMFYUI_PATH=... python benchmarks/fast_quality.py [--tiny] [--edits N] [--only WORD] [--minutes M] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/fast_quality.py [--tiny] [--edits N] [--only WORD ...] [--minutes M]
+        [--out FILE]
     python benchmarks/fast_quality.py --plot [--out FILE]
 
 Held-out edits with one, two and four references through ComfyUI's sampler (28 steps, euler, simple), one at a time.
@@ -45,8 +46,8 @@ class FastQuality:
         self.full: dict[int, Made] = {}
         self.success: dict[int, float] = {}
 
-    def everything(self, only: str) -> None:
-        """The preset first, then its parts, then intervals; those alone whose name begins with `only`."""
+    def everything(self, only: tuple[str, ...]) -> None:
+        """The preset first, then its parts, then intervals; those alone whose names begin with `only`."""
         from kontextkit.engine.cache.references import ReferenceSettings
         from kontextkit.engine.tiers.presets import FP8, PRESETS, Choices
 
@@ -112,7 +113,7 @@ def row_name(way: str, measure: str, n: int) -> str:
 def main() -> None:
     """Command line."""
     parser = report.parser_of_edits(__doc__, "fast_quality.json", 60)
-    parser.add_argument("--only", default="", metavar="WORD", help="with which names of ways begin; all by default")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="with which names of ways begin")
     options = parser.parse_args()
     report.tiny_variant(options)
     if options.plot:
@@ -122,10 +123,10 @@ def main() -> None:
     report.import_pack()
     emulate_narrow()
     command = ("fast_quality.py", *(["--tiny"] if options.tiny else ["--edits", str(options.edits)]))
-    command += ("--only", options.only) if options.only else ()
+    command += ("--only", *options.only) if any(options.only) else ()
     stages = Stages(lambda rows: report.save(options.out, rows, *command), options.minutes)
     with report.private_caches(cold=False), torch.inference_mode():
-        FastQuality(stages, 3 if options.tiny else options.edits, options.tiny).everything(options.only)
+        FastQuality(stages, 3 if options.tiny else options.edits, options.tiny).everything(tuple(options.only))
     report.show(list(stages.rows.values()))
 
 
