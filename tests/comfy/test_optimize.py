@@ -1,6 +1,7 @@
 """Optimize Kontext in ComfyUI's own sampling: what it changes, what it leaves, what it says."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,3 +160,36 @@ def test_heun_s_two_passes_are_two_series(model, said, monkeypatch):
     assert len({series for series, *_ in told}) == 2
     assert len(set(told)) == len(told) == 11
     assert all(sigma == true for _, sigma, true in told)
+
+
+# CUDA graphs
+
+
+def test_passes_are_recorded_only_where_nothing_but_the_blocks_works_on_them(comfyui):
+    from kontextkit.bridge.hooks import ComfyHooks
+    from kontextkit.bridge.prefetch import Prefetch
+    from kontextkit.bridge.run import KEY, OVERRIDE, SamplingRun
+    from kontextkit.engine.flux.hooks import Stream
+
+    cpu, x = torch.device("cpu"), torch.zeros(1, 2, 4)
+
+    def recorded(choices=PRESETS["balanced"], control=None, mask=None, runs=(), kept_bytes=(0, 0), **options):
+        run, seen = SamplingRun(replace(choices, compile="off"), [1.0, 0.0], cpu), []
+        run.graphs = SimpleNamespace(run=lambda key, stream, work: seen.append(key))
+        options = {KEY: run, OVERRIDE: run.attend, **options}
+        hooks = ComfyHooks(options, control, Prefetch([], cpu, {}), ("shapes",), kept_bytes, runs)
+        plain = []
+        hooks.rest(Stream(x, x, x, x, mask), plain.append)
+        assert len(seen) + len(plain) == 1
+        return seen == [("shapes",)]
+
+    assert recorded()
+    assert recorded(patches={}, patches_replace={})
+    assert not recorded(patches={"attn1_patch": [print]})
+    assert not recorded(patches_replace={"dit": {("double_block", 1): print}})
+    assert not recorded(control={"input": [x]})
+    assert not recorded(mask=x)
+    assert not recorded(runs=((1, 2.0),))
+    assert not recorded(**{OVERRIDE: print})
+    assert recorded(PRESETS["fast"])  # without references nothing is kept of them
+    assert not recorded(PRESETS["fast"], kept_bytes=(8, 4))
