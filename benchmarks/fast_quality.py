@@ -134,7 +134,7 @@ def plot(options: argparse.Namespace) -> None:
     """js/docs/KontextOptimize_references.png, or beside a result that lies elsewhere."""
     from fast_plot import draw_intervals
 
-    usual = options.out.parent == report.RESULTS
+    usual = options.out.resolve().parent == report.RESULTS
     path = report.ROOT / "js" / "docs" / "KontextOptimize_references.png" if usual else options.out.with_suffix(".png")
     draw_intervals(options.out, path)
     print(path)
