@@ -76,7 +76,7 @@ FEATURES = {
     "attn1_patch": lambda setup, files: setattr(setup, "model", louder(setup.model)),
     "references": lambda setup, files: setup.prompt.update(references=REFERENCES),
     "kept": lambda setup, files: (  # of two references, which it brings along
-        setup.choices.update(references=ReferenceSettings(1, 3)),
+        setup.choices.update(references=ReferenceSettings(3)),
         setup.prompt.update(references=REFERENCES),
     ),
     "cfg": lambda setup, files: setup.sampler.update(cfg=2.0),
