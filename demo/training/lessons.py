@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from ...engine.flux.config import FluxConfig
 from ...engine.flux.hooks import BlockHooks
-from ...engine.training.flow_matching import (
-    Conditions,
-    draw_sigmas,
-    flow_matching_errors,
-    flow_matching_loss,
-    guidance_loss,
-)
+from ...engine.training.flow_matching import Conditions, draw_sigmas, flow_matching_errors, guidance_loss
 from ...engine.training.loop import Loop
 from ...engine.words.encoder import WordEncoder
 from ...engine.words.vocabulary import PADDING
@@ -97,22 +91,30 @@ class Lessons:
         """The pool whose edits are drawn as often as the model, as it is now, errs on them."""
         harder = {}
         for n_references, group in pool.items():
-            errors = torch.cat([self._errors(*part) for part in self._parts(group)])
+            n = group.n_edits(self.recipe.tokens)
+            parts = zip(group.latents.split(n), group.ids.split(n), strict=True)
+            errors = torch.cat([self._errors(*part, self._seeded(), sigma=HARD_AT) for part in parts])
             harder[n_references] = replace(group, chances=(errors / errors.mean()).clamp(LEAST_CHANCE, MOST_CHANCE))
         return harder
 
-    def _parts(self, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
-        """latents and ids of some edits after others, as many as in a batch."""
-        n = max(1, self.recipe.tokens // (group.latents[0, :, 0].numel() // 4 + group.ids.shape[1]))
-        yield from zip(group.latents.split(n), group.ids.split(n), strict=True)
+    def _seeded(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.recipe.seed)
 
-    def _errors(self, latents: Tensor, ids: Tensor) -> Tensor:
-        clean, noise, _ = self._noisy(latents, torch.Generator(self.device).manual_seed(self.recipe.seed))
-        sigma = torch.full((len(clean),), HARD_AT, device=self.device)
+    def _errors(
+        self,
+        latents: Tensor,
+        ids: Tensor,
+        generator: torch.Generator,
+        method: str = "offset",
+        sigma: float | None = None,
+    ) -> Tensor:
+        """(B,), of the velocity. sigma: the noise level, drawn where none is given."""
+        clean, noise, drawn = self._noisy(latents, generator)
+        at = drawn if sigma is None else torch.full_like(drawn, sigma)
         with torch.autocast(self.device.type, torch.bfloat16):
-            given = self._conditions(self.model, ids, latents, torch.ones_like(sigma), "offset")
+            given = self._conditions(self.model, ids, latents, torch.ones_like(at), method)
             weight = edit_weight(clean, given.references)
-            return flow_matching_errors(self.model.transformer, clean, noise, sigma, given, self.hooks, weight)
+            return flow_matching_errors(self.model.transformer, clean, noise, at, given, self.hooks, weight)
 
     def _loop(self, n_steps: int, rate: float) -> Loop:
         """Muon takes the matrices of attention and MLPs; modulations, embedders and vectors are AdamW's."""
@@ -143,21 +145,14 @@ class Lessons:
         pool = pools[int(torch.multinomial(chances, 1, generator=choose))]
         n_references = int(torch.multinomial(torch.tensor(list(SHARES.values())), 1, generator=choose))
         group = pool[n_references]
-        height, width = group.latents.shape[-2:]
-        n = max(1, n_tokens // ((1 + n_references) * height * width // 4 + group.ids.shape[1]))
-        chosen = group.choose(n, generator)
+        chosen = group.choose(group.n_edits(n_tokens), generator)
         method = "index" if torch.rand((), generator=choose) < 0.25 else "offset"
         return group.latents[chosen], group.ids[chosen], method, generator
 
     def _flow(self, step: int, pools: list[Pool]) -> Tensor:
         latents, ids, method, generator = self._batch(step, pools, self.recipe.tokens)
         dropped = torch.rand(len(ids), 1, generator=generator, device=self.device) < self.recipe.dropped_prompts
-        ids = ids.masked_fill(dropped, PADDING)
-        clean, noise, sigma = self._noisy(latents, generator)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            given = self._conditions(self.model, ids, latents, torch.ones_like(sigma), method)
-            weight = edit_weight(clean, given.references)
-            return flow_matching_loss(self.model.transformer, clean, noise, sigma, given, self.hooks, weight)
+        return self._errors(latents, ids.masked_fill(dropped, PADDING), generator, method).mean()
 
     def _guided(self, step: int, pools: list[Pool], teacher: DemoModel) -> Tensor:
         latents, ids, method, generator = self._batch(step, pools, self.recipe.tokens * 2 // 3)

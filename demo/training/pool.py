@@ -30,6 +30,10 @@ class Group:
     ids: Tensor
     chances: Tensor | None = None
 
+    def n_edits(self, n_tokens: int) -> int:
+        """Of a batch of about so many tokens, text and all pictures counted."""
+        return max(1, n_tokens // (self.latents[0, :, 0].numel() // 4 + self.ids.shape[1]))
+
     def choose(self, n: int, generator: torch.Generator) -> Tensor:
         """The places of n edits, drawn with replacement."""
         if self.chances is None:

@@ -61,19 +61,6 @@ def velocity(
     return unpatchify(out, *x.shape[-2:])
 
 
-def flow_matching_loss(
-    transformer: torch.nn.Module,
-    clean: Tensor,
-    noise: Tensor,
-    sigma: Tensor,
-    given: Conditions,
-    hooks: BlockHooks | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Mean of `flow_matching_errors`."""
-    return flow_matching_errors(transformer, clean, noise, sigma, given, hooks, weight).mean()
-
-
 def flow_matching_errors(
     transformer: torch.nn.Module,
     clean: Tensor,

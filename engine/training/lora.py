@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ..errors import listing
 from ..flux.hooks import BlockHooks, BlockPlace, Run, Stream
 from ..quant import QuantLinear
-from .flow_matching import Conditions, draw_sigmas, flow_matching_loss
+from .flow_matching import Conditions, draw_sigmas, flow_matching_errors
 from .loop import Loop
 
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
@@ -276,4 +276,4 @@ class LoraTraining:
 
     def _error(self, clean: Tensor, noise: Tensor, sigma: Tensor, given: Conditions) -> Tensor:
         """The loss of a batch (B, C, H, W), sigma (B,)."""
-        return flow_matching_loss(self.transformer, clean, noise, sigma, given, self.hooks)
+        return flow_matching_errors(self.transformer, clean, noise, sigma, given, self.hooks).mean()

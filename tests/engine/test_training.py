@@ -10,7 +10,7 @@ from kontextkit.engine.training.flow_matching import (
     CompiledBlocks,
     Conditions,
     draw_sigmas,
-    flow_matching_loss,
+    flow_matching_errors,
     guidance_loss,
     velocity,
 )
@@ -69,11 +69,11 @@ def test_a_perfect_velocity_costs_nothing_and_weights_count(transformer):
     clean, noise = normal(2, 16, 6, 4, seed=5), normal(2, 16, 6, 4, seed=6)
     x = torch.lerp(clean, noise, sigma[:, None, None, None])
     error = velocity(transformer, x, sigma, given) - (noise - clean)
-    loss = flow_matching_loss(transformer, clean, noise, sigma, given)
+    loss = flow_matching_errors(transformer, clean, noise, sigma, given).mean()
     assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-5)
     weight = torch.zeros(2, 1, 6, 4)
     weight[:, :, 0, 0] = 24.0
-    weighted = flow_matching_loss(transformer, clean, noise, sigma, given, weight=weight)
+    weighted = flow_matching_errors(transformer, clean, noise, sigma, given, weight=weight).mean()
     assert weighted.item() == pytest.approx(error[:, :, 0, 0].square().mean().item(), rel=1e-5)
 
 
