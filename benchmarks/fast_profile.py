@@ -12,12 +12,17 @@ from __future__ import annotations
 from typing import Any
 
 import report
-from fast_steps import NEVER, FastBench, main
+from fast_steps import IN_FP8, NEVER, FastBench, main
 from random_files import DEVICE
 from torch.profiler import ProfilerActivity, profile
 
 N_STEPS = 4  # under the profiler, after one that is not
-CEILINGS = {"products, BF16": 797e12, "products, FP8": 1418e12, "attention": 634e12}  # FLOP a second
+CEILINGS = {  # FLOP a second
+    "products, BF16": 797e12,
+    "products, FP8": 1418e12,
+    "attention, BF16": 634e12,
+    "attention, FP8": 902e12,
+}
 KINDS = {  # of kernels, by what their names hold; the first that fits
     "attention": ("fmha", "flash", "attention", "sdpa", "cudnn"),
     "products": ("gemm", "cutlass", "nvjet", "xmma", "_mm", "gemv"),
@@ -39,14 +44,14 @@ class ProfileBench(FastBench):
         kept = ReferenceSettings(interval=NEVER)
         n_target = self.noise.shape[2] * self.noise.shape[3] // 4
         n_all = 512 + 2 * n_target
-        for name, choices, n_queries, products in (
-            ("fp8_full", self.choices("quality", precision="fp8"), n_all, "products, FP8"),
-            ("fp8_reuse", self.choices("quality", precision="fp8", references=kept), n_all - n_target, "products, FP8"),
-            ("bf16_full", self.choices("quality"), n_all, "products, BF16"),
+        for name, choices, n_queries, dtype in (
+            ("fp8_full", self.choices("quality", **IN_FP8), n_all, "FP8"),
+            ("fp8_reuse", self.choices("quality", references=kept, **IN_FP8), n_all - n_target, "FP8"),
+            ("bf16_full", self.choices("quality"), n_all, "BF16"),
         ):
             least = {
-                "products": 1e3 * FLOPS_A_TOKEN * n_queries / CEILINGS[products],
-                "attention": 1e3 * FLOPS_A_PAIR * n_queries * n_all / CEILINGS["attention"],
+                "products": 1e3 * FLOPS_A_TOKEN * n_queries / CEILINGS[f"products, {dtype}"],
+                "attention": 1e3 * FLOPS_A_PAIR * n_queries * n_all / CEILINGS[f"attention, {dtype}"],
             }
             self.stages.run(name, lambda name=name, choices=choices, least=least: self.step(name, choices, least))
 

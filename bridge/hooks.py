@@ -17,8 +17,9 @@ from ..engine.attention.backends import EXACT
 from ..engine.attention.weighted import attend_in_runs
 from ..engine.flux.blocks import rotated
 from ..engine.flux.hooks import BlockHooks, BlockPlace, Run, Stream
+from ..engine.quant.fp8 import E4M3
 from ..engine.references.weights import Runs, bias, full_runs
-from ..engine.tiers.presets import AUTO, OFF
+from ..engine.tiers.presets import AUTO, FP8, OFF
 from .prefetch import Prefetch
 from .run import KEY as RUN
 from .run import OVERRIDE, SamplingRun
@@ -37,11 +38,12 @@ class ComfyHooks(BlockHooks):
         shapes: tuple[object, ...] = (),
         kept_bytes: tuple[int, int] = (0, 0),
         runs: Runs = (),
+        masked: bool = False,
     ):
         """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches.
 
         kept_bytes: what keys and values of its references take, as they are and in FP8, 0 where they cannot be kept.
-        runs: of its references' keys.
+        runs: of its references' keys. masked: whether attention has a mask.
         """
         self.options = transformer_options.copy()
         self.shapes = shapes
@@ -50,8 +52,13 @@ class ComfyHooks(BlockHooks):
         self.runs = runs
         self.run: SamplingRun | None = transformer_options.get(RUN)
         if self.run is not None:
+            narrow = None if masked or runs else self.run.narrow
+            if narrow and self._attends_alone():
+                self.parts, kept_bytes = narrow, (kept_bytes[1], kept_bytes[1])
+            else:
+                self.parts = self.run.parts
             self.caches = self.run.cached(transformer_options, shapes, kept_bytes)
-            self.parts, self.cache = self.run.parts, self.caches.blocks
+            self.cache = self.caches.blocks
             if not self.patches("attn1_patch"):  # such a patch wants q and k as they are before rotation, of all tokens
                 self.references = self.caches.references
                 self.rotates = self.run.choices.compile != OFF or self.references is not None
@@ -60,10 +67,15 @@ class ComfyHooks(BlockHooks):
         """Around the pass, for an optimizer's report."""
         return nullcontext() if self.run is None else self.run.timed(self.caches)
 
+    def _attends_alone(self) -> bool:
+        """Whether nobody else has a say in attention or stands around a block."""
+        others = (*self.patches("attn1_patch"), *self.patches("attn1_output_patch"), self.options.get("patches_replace"))
+        return self.run is not None and self.options.get(OVERRIDE) == self.run.attend and not any(others)
+
     def _attend_in_runs(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Tensor | None:
         """On a card, unless somebody chose an attention that must be asked; None elsewhere."""
         chosen = self.run.choices.attention if self.run else None
-        if not q.is_cuda or (OVERRIDE in self.options and chosen not in (AUTO, *EXACT)):
+        if not q.is_cuda or (OVERRIDE in self.options and chosen not in (AUTO, FP8, *EXACT)):
             return None
         x = attend_in_runs(*rotated(q, k, v, pe), full_runs(self.runs, k.shape[2]))
         return None if x is None else x.transpose(1, 2).flatten(2)
@@ -149,6 +161,8 @@ class ComfyHooks(BlockHooks):
     def attend(
         self, place: BlockPlace, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None, mask: Tensor | None
     ) -> Tensor:
+        if self.run and q.dtype == E4M3:
+            return self.run.attend_in_fp8(q, k, v)
         for patch in self.patches("attn1_patch"):
             out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=self.options)
             q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)

@@ -14,13 +14,14 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..engine.attention import fp8
 from ..engine.attention.backends import BACKENDS, why_not
 from ..engine.flux.compile_cache import CompileCache
 from ..engine.flux.compiled import n_graphs, triton_missing
 from ..engine.flux.graphs import PassGraphs
 from ..engine.quant.narrow import FORMATS
 from ..engine.quant.on_gpu import has_triton
-from ..engine.tiers.presets import AS_LOADED, AUTO, FUSED, OFF, Choices
+from ..engine.tiers.presets import AS_LOADED, AUTO, FP8, FUSED, OFF, Choices
 from . import lora, runs
 from .calibration import CHOICES, calibrated
 from .model import KontextModel
@@ -78,6 +79,11 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
         choices = replace(choices, compile=OFF)
         reason = triton_missing() if device.type == "cuda" else "they need an NVIDIA or AMD card"
         lines.append(f"No fused kernels: {reason}.")
+    if choices.attention == FP8:
+        reason = fp8.why_not(device) or ("" if choices.compile == FUSED else "in FP8 it needs the fused kernels")
+        if reason:
+            choices = replace(choices, attention=AUTO)
+            lines.append(f"Attention is exact: {reason}.")
     if choices.attention == AUTO and device.type != "cuda":
         choices = replace(choices, attention="comfyui")
     if choices.attention in BACKENDS and (reason := why_not(choices.attention, device)):
@@ -96,8 +102,8 @@ def resolve(choices: Choices, device: torch.device) -> tuple[Choices, list[str]]
     elif choices.compile != OFF:
         lines.append(f"The blocks are compiled ({choices.compile}); the first run takes longer.")
     if choices.attention != "comfyui":
-        which = "the fastest exact one of this card" if choices.attention == AUTO else choices.attention
-        lines.append(f"Attention: {which}.")
+        which = {AUTO: "the fastest exact one of this card", FP8: "in FP8"}
+        lines.append(f"Attention: {which.get(choices.attention, choices.attention)}.")
     if choices.precision != AS_LOADED:
         name, reason = choices.precision.upper(), FORMATS[choices.precision].why_not(device)
         words = f"Products in the blocks are in {name}, by weights made at the start of each run."

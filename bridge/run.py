@@ -12,15 +12,17 @@ from typing import Any
 
 import comfy.model_management
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.attention import fp8
 from ..engine.attention.backends import BACKENDS, fastest
 from ..engine.cache.first_block import FirstBlockCache
 from ..engine.cache.references import ReferenceCache, ReferenceSettings
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, guarded, n_graphs, recompiles_allowed
 from ..engine.flux.graphs import PassGraphs
-from ..engine.tiers.presets import AUTO, FUSED, OFF, Choices
+from ..engine.tiers.presets import AUTO, FP8, FUSED, OFF, Choices
 
 KINDS = {
     "computed": "passes computed",
@@ -55,7 +57,7 @@ class SamplingRun:
         self.caches: dict[tuple[object, ...], Caches] = {}
         self.n_evaluations: Counter[tuple[object, ...]] = Counter()  # of each condition in this step
         self.failed = CompileFailed()
-        self.parts = self._parts()
+        self.parts, self.narrow = self._parts()
         self.attention_used = ""
         self.notes: list[str] = []
         self.passes: list[tuple[str, Callable[[], float]]] = []  # kind, its seconds, read at the end
@@ -69,14 +71,16 @@ class SamplingRun:
         """Whether torch compiles the blocks."""
         return self.choices.compile not in (OFF, FUSED)
 
-    def _parts(self) -> Parts:
+    def _parts(self) -> tuple[Parts, Parts | None]:
+        """What computes the blocks, and what does where they may attend in FP8."""
         if self.compiles:
-            return compiled_parts(self.choices.compile, self.failed)
+            return compiled_parts(self.choices.compile, self.failed), None
         if self.choices.compile == OFF:
-            return Parts()
-        from ..engine.flux.fused import PARTS  # which needs Triton
+            return Parts(), None
+        from ..engine.flux.fused import NARROW, PARTS  # which needs Triton
 
-        return guarded(PARTS, self.failed)
+        narrow = guarded(NARROW, self.failed) if self.choices.attention == FP8 else None
+        return guarded(PARTS, self.failed), narrow
 
     @property
     def n_steps(self) -> int:
@@ -173,7 +177,7 @@ class SamplingRun:
         """For OVERRIDE: FLUX's own attention goes to the chosen backend, any other to ComfyUI's."""
         plain = more.get("mask") is None and more.get("skip_reshape") and not more.get("skip_output_reshape")
         name = self.choices.attention
-        if plain and name == AUTO:
+        if plain and name in (AUTO, FP8):
             name = fastest(q, k, v) or ""
         if not plain or name in ("", "comfyui"):
             return attention(q, k, v, *rest, **more)
@@ -187,6 +191,20 @@ class SamplingRun:
             self.choices = replace(self.choices, attention="comfyui")
             return attention(q, k, v, *rest, **more)
         self.attention_used = name
+        return attended.transpose(1, 2).flatten(2)
+
+    def attend_in_fp8(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (B, heads, L, head_dim) -> (B, L, heads * head_dim), all float8_e4m3fn."""
+        try:
+            attended = fp8.attend(q, k, v)
+            self.attention_used = FP8
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of whatever kind a foreign package raises
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.notes.append(f"Attention is exact: in FP8 it does not run on {self.device} ({first}).")
+            self.narrow = None
+            attended = F.scaled_dot_product_attention(*(each.bfloat16() for each in (q, k, v))).to(q.dtype)
         return attended.transpose(1, 2).flatten(2)
 
     def figures(self) -> dict[str, float]:

@@ -83,10 +83,11 @@ class HostedTransformer(nn.Module):
         blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         prefetch = Prefetch(blocks, x.device, options)
         shapes = (tuple(x.shape), tuple(context.shape), *(tuple(t.shape) for t in tokens[1:]))
-        n_reference_tokens = 0 if kwargs.get("attention_mask") is not None else img.shape[1] - n_target
+        masked = kwargs.get("attention_mask") is not None
+        n_reference_tokens = 0 if masked else img.shape[1] - n_target
         numbers = n_bytes(n_reference_tokens, len(x), transformer.inner_dim, len(blocks), itemsize=1)
         kept = (x.element_size() * numbers, numbers)
-        hooks = ComfyHooks(options, control, prefetch, shapes, kept, arrangement.runs if arrangement else ())
+        hooks = ComfyHooks(options, control, prefetch, shapes, kept, arrangement.runs if arrangement else (), masked)
         with hooks.timed():
             velocity = predict_velocity(
                 self.transformer,

@@ -8,7 +8,7 @@ from ..bridge import optimize
 from ..engine.attention.backends import BACKENDS
 from ..engine.cache.first_block import ORDERS, FirstBlockSettings
 from ..engine.cache.references import ReferenceSettings
-from ..engine.tiers.presets import AS_LOADED, AUTO, COMPILE_MODES, PRECISIONS, PRESETS, Choices
+from ..engine.tiers.presets import AS_LOADED, AUTO, COMPILE_MODES, FP8, PRECISIONS, PRESETS, Choices
 
 CUSTOM = "custom"
 _ONLY = "With preset custom. "
@@ -113,12 +113,13 @@ class KontextOptimize(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "attention",
-                    options=[AUTO, "comfyui", *BACKENDS],
+                    options=[AUTO, "comfyui", *BACKENDS, FP8],
                     default=AUTO,
                     optional=True,
                     advanced=True,
                     tooltip=_ONLY + "auto: the fastest exact one of your card, found by timing them once. sage "
-                    "computes in 8 bits, so the picture changes. sliced takes little memory on anything.",
+                    "and fp8 compute in 8 bits, so the picture changes; fp8 needs a Hopper card and the package "
+                    "nvidia-cudnn-frontend. sliced takes little memory on anything.",
                 ),
                 io.Int.Input(
                     "reference_interval",

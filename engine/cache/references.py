@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..quant.fp8 import E4M3
+
 SAMPLE = 16  # of so many tokens one is looked at, to see how far they drifted
 
 
@@ -32,10 +34,9 @@ class InFp8:
     """Keys or values (B, heads, L, head_dim) in float8_e4m3fn, with a scale for each head."""
 
     def __init__(self, x: Tensor):
-        kind = torch.float8_e4m3fn
         largest = x.abs().amax(dim=(2, 3), keepdim=True).float()
-        self.scale = (largest / torch.finfo(kind).max).clamp_min(torch.finfo(torch.float32).tiny)
-        self.data = (x / self.scale).to(kind)
+        self.scale = (largest / torch.finfo(E4M3).max).clamp_min(torch.finfo(torch.float32).tiny)
+        self.data = (x / self.scale).to(E4M3)
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """As they were but for rounding."""
@@ -76,7 +77,7 @@ class ReferenceCache:
             k_kept, v_kept = (kept.to(k.dtype) for kept in self.kept[block])
             return joined(k, k_kept), joined(v, v_kept)
         if self.settings.interval > 1:
-            keep = InFp8 if self.settings.fp8 else Tensor.clone
+            keep = InFp8 if self.settings.fp8 and k.dtype != E4M3 else Tensor.clone
             new = tuple(each[:, :, self.n_own :] for each in (k, v))
             if block in self.kept:
                 self._drifts_of_blocks.append(drift(self.kept[block], new))

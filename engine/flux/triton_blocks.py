@@ -86,7 +86,7 @@ def _join_gelu(
     else:
         tl.store(to_m, x.to(out.dtype.element_ty), mask=in_m)
         if D > 0:
-            tl.store(to_d, a, mask=in_d)
+            tl.store(to_d, a.to(out.dtype.element_ty), mask=in_d)
 
 
 @triton.jit
@@ -102,9 +102,16 @@ def _rotated(x, weight, pe, at, inside, eps, H: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
+def _store_cut(out, at, values, inside, most, CUTS: tl.constexpr):
+    if CUTS:
+        values = tl.minimum(tl.maximum(values, -most), most)
+    tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _heads(
-    q, k, v, q_weight, k_weight, pe, q_out, k_out, v_out, n_rows, n_out, begin, pe_batch, eps,
-    N: tl.constexpr, H: tl.constexpr, C: tl.constexpr, COPIES: tl.constexpr,
+    q, k, v, q_weight, k_weight, pe, q_out, k_out, v_out, n_rows, n_out, begin, pe_batch, eps, most,
+    N: tl.constexpr, H: tl.constexpr, C: tl.constexpr, COPIES: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     row, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     head = tl.arange(0, H)[:, None]
@@ -112,12 +119,10 @@ def _heads(
     inside = head < N
     origin, to = (batch * n_rows + row) * N * C, (batch * n_out + begin + row) * N * C
     turns = pe + batch * pe_batch + (begin + row) * 2 * C
-    turned = _rotated(q + origin, q_weight, turns, at, inside, eps, H, C)
-    tl.store(q_out + to + at, turned.to(q_out.dtype.element_ty), mask=inside)
-    turned = _rotated(k + origin, k_weight, turns, at, inside, eps, H, C)
-    tl.store(k_out + to + at, turned.to(k_out.dtype.element_ty), mask=inside)
+    _store_cut(q_out, to + at, _rotated(q + origin, q_weight, turns, at, inside, eps, H, C), inside, most, FP8)
+    _store_cut(k_out, to + at, _rotated(k + origin, k_weight, turns, at, inside, eps, H, C), inside, most, FP8)
     if COPIES:
-        tl.store(v_out + to + at, tl.load(v + origin + at, mask=inside, other=0.0), mask=inside)
+        _store_cut(v_out, to + at, tl.load(v + origin + at, mask=inside, other=0.0).to(tl.float32), inside, most, FP8)
 
 
 def residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -174,25 +179,27 @@ def join_gelu(wide: Tensor, attended: Tensor | None = None, fp8: bool = False) -
 
 
 def heads(
-    parts: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], pe: Tensor, head_dim: int
+    parts: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], pe: Tensor, head_dim: int, fp8: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v (B, heads, L, head_dim), q and k of unit root mean square times their weight, then rotated by pe.
 
     parts: of text and image or of one, which are joined: their q, k, v (B, l, D) and the two weights (head_dim,).
-    pe: (B or 1, 1, L, head_dim/2, 2, 2) float32. In memory a token's heads lie together.
+    pe: (B or 1, 1, L, head_dim/2, 2, 2) float32. fp8: all in FP8 without scales, cut off at its largest number.
+    In memory a token's heads lie together.
     """
     (first, *_), *_ = parts[0]
     batch, n_out, width = first.shape[0], sum(qkv[0].shape[1] for qkv, _, _ in parts), first.shape[2]
     n_heads, pe, begin = width // head_dim, pe.contiguous(), 0
-    q_out, k_out = (first.new_empty(batch, n_out, n_heads, head_dim) for _ in range(2))
-    v_out = torch.empty_like(q_out) if len(parts) > 1 else parts[0][0][2].unflatten(2, (n_heads, head_dim))
+    dtype, copies = E4M3 if fp8 else first.dtype, fp8 or len(parts) > 1
+    q_out, k_out = (first.new_empty(batch, n_out, n_heads, head_dim, dtype=dtype) for _ in range(2))
+    v_out = torch.empty_like(q_out) if copies else parts[0][0][2].unflatten(2, (n_heads, head_dim))
     for qkv, q_weight, k_weight in parts:
         length = qkv[0].shape[1]
         q, k, v = (each.contiguous() for each in qkv)
         _launch(
             _heads, q, length, batch, width,
             q, k, v, q_weight, k_weight, pe, q_out, k_out, v_out, length, n_out, begin, _step(pe), EPS,
-            N=n_heads, H=triton.next_power_of_2(n_heads), C=head_dim, COPIES=len(parts) > 1,
+            LARGEST, N=n_heads, H=triton.next_power_of_2(n_heads), C=head_dim, COPIES=copies, FP8=fp8,
         )  # fmt: skip
         begin += length
     return q_out.transpose(1, 2), k_out.transpose(1, 2), v_out.transpose(1, 2)

@@ -16,7 +16,7 @@ PRECISIONS = (AS_LOADED, FP8, "mxfp8", "nvfp4")  # of `engine.quant.narrow.FORMA
 @dataclass(frozen=True)
 class Choices:
     """cache: None computes every step. compile: one of COMPILE_MODES; FUSED
-    compiles nothing of torch's, see `engine.flux.fused`. attention: a name of `engine.attention`.
+    compiles nothing of torch's, see `engine.flux.fused`. attention: a name of `engine.attention`, FP8 among them.
 
     target_ssim: above 0, the threshold is found that keeps a picture so alike to the one with every step computed.
     references: None computes them at every step. precision: one of PRECISIONS, of the products in the blocks.
@@ -36,6 +36,6 @@ PRESETS = {
     "balanced": Choices(FirstBlockSettings(threshold=0.12, order=1), AUTO, AUTO),
     "low memory": Choices(FirstBlockSettings(threshold=0.12, order=1), OFF, "sliced"),
     "fast": Choices(
-        FirstBlockSettings(threshold=0.25, order=1), AUTO, AUTO, references=ReferenceSettings(), precision=FP8
+        FirstBlockSettings(threshold=0.25, order=1), AUTO, FP8, references=ReferenceSettings(), precision=FP8
     ),
 }
