@@ -8,7 +8,7 @@ Held-out edits with one, two and four references through ComfyUI's sampler (28 s
 SSIM is to the same edit with nothing spared; success is judged as in demo_quality.py. The demo model was trained with
 up to three references: the fourth is another edit's picture, which no prompt names. How far kept references drift is
 told by `ReferenceCache.drifts`, the most of a run. Products in formats that the machine has not are emulated, the same
-numbers but for rounding. --only every: the intervals alone. --plot draws js/docs/KontextOptimize_references.png from
+numbers but for rounding; attention in FP8 is not: it needs a card. --only every: the intervals alone. --plot draws js/docs/KontextOptimize_references.png from
 the result, without a model.
 """
 
@@ -49,12 +49,14 @@ class FastQuality:
     def everything(self, only: tuple[str, ...]) -> None:
         """The preset first, then its parts, then intervals; those alone whose names begin with `only`."""
         from kontextkit.engine.cache.references import ReferenceSettings
-        from kontextkit.engine.tiers.presets import FP8, PRESETS, Choices
+        from kontextkit.engine.tiers.presets import FP8, FUSED, PRESETS, Choices
 
-        fast = replace(PRESETS["fast"], compile="off", attention="comfyui", precision=FP8)
+        fast = PRESETS["fast"]
         references, cache = fast.references, fast.cache
-        ways = {
-            "": fast,
+        on_card = torch.cuda.is_available()
+        ways = {"": fast if on_card else replace(fast, compile="off", attention="comfyui")}
+        ways |= {"fp8_attention": Choices(compile=FUSED, attention=FP8)} if on_card else {}
+        ways |= {
             "fp8": Choices(precision=FP8),
             "references": Choices(references=references),
             "cache": Choices(cache),

@@ -36,13 +36,14 @@ class ComfyHooks(BlockHooks):
         control: dict[str, Any] | None,
         prefetch: Prefetch,
         shapes: tuple[object, ...] = (),
-        kept_bytes: tuple[int, int] = (0, 0),
+        kept_bytes: tuple[int, int, int] = (0, 0, 0),
         runs: Runs = (),
         masked: bool = False,
     ):
         """shapes: of everything that a pass depends on, by which an optimizer's run knows its caches.
 
-        kept_bytes: what keys and values of its references take, as they are and in FP8, 0 where they cannot be kept.
+        kept_bytes: what keys and values of its references take, as they are, in FP8, and in FP8 with those of all other
+        tokens; 0 where they cannot be kept.
         runs: of its references' keys. masked: whether attention has a mask.
         """
         self.options = transformer_options.copy()
@@ -54,10 +55,10 @@ class ComfyHooks(BlockHooks):
         if self.run is not None:
             narrow = None if masked or runs else self.run.narrow
             if narrow and self._attends_alone():
-                self.parts, kept_bytes = narrow, (kept_bytes[1], kept_bytes[1])
+                self.parts, sizes = narrow, (kept_bytes[2], kept_bytes[2])
             else:
-                self.parts = self.run.parts
-            self.caches = self.run.cached(transformer_options, shapes, kept_bytes)
+                self.parts, sizes = self.run.parts, kept_bytes[:2]
+            self.caches = self.run.cached(transformer_options, shapes, sizes)
             self.cache = self.caches.blocks
             if not self.patches("attn1_patch"):  # such a patch wants q and k as they are before rotation, of all tokens
                 self.references = self.caches.references

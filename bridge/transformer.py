@@ -84,9 +84,10 @@ class HostedTransformer(nn.Module):
         prefetch = Prefetch(blocks, x.device, options)
         shapes = (tuple(x.shape), tuple(context.shape), *(tuple(t.shape) for t in tokens[1:]))
         masked = kwargs.get("attention_mask") is not None
-        n_reference_tokens = 0 if masked else img.shape[1] - n_target
-        numbers = n_bytes(n_reference_tokens, len(x), transformer.inner_dim, len(blocks), itemsize=1)
-        kept = (x.element_size() * numbers, numbers)
+        n_references = 0 if masked else img.shape[1] - n_target
+        lengths = (n_references, n_references and img.shape[1] + context.shape[1])
+        numbers, of_all = (n_bytes(n, len(x), transformer.inner_dim, len(blocks), itemsize=1) for n in lengths)
+        kept = (x.element_size() * numbers, numbers, of_all)
         hooks = ComfyHooks(options, control, prefetch, shapes, kept, arrangement.runs if arrangement else (), masked)
         with hooks.timed():
             velocity = predict_velocity(

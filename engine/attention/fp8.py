@@ -74,7 +74,7 @@ def why_not(device: torch.device) -> str:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of whatever kind a foreign package raises
-        return f"{PACKAGE} cannot use this card's ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        return f"{PACKAGE} cannot attend in FP8 here ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
     return ""
 
 

@@ -23,24 +23,53 @@ SAMPLE = 16  # of so many tokens one is looked at, to see how far they drifted
 class ReferenceSettings:
     """interval: of so many computed steps the first computes the references too. Interval 1 keeps nothing.
 
-    fp8: they are kept in 8 bits.
+    fp8: they are kept in 8 bits; where attention is in FP8, they are anyway.
     """
 
     interval: int = 5
     fp8: bool = False
 
 
-class InFp8:
-    """Keys or values (B, heads, L, head_dim) in float8_e4m3fn, with a scale for each head."""
+class Kept:
+    """The references' keys or values, of x (B, heads, L, head_dim), which n_own others precede."""
 
-    def __init__(self, x: Tensor):
+    def __init__(self, x: Tensor, n_own: int):
+        self.data = x[:, :, n_own:].clone()
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The references' alone, as they were but for rounding."""
+        return self.data.to(dtype)
+
+    def behind(self, own: Tensor) -> Tensor:
+        """Own ones (B, heads, n_own, head_dim) and the references'."""
+        return joined(own, self.to(own.dtype))
+
+
+class InFp8(Kept):
+    """In float8_e4m3fn, with a scale for each head."""
+
+    def __init__(self, x: Tensor, n_own: int):
+        x = x[:, :, n_own:]
         largest = x.abs().amax(dim=(2, 3), keepdim=True).float()
         self.scale = (largest / torch.finfo(E4M3).max).clamp_min(torch.finfo(torch.float32).tiny)
         self.data = (x / self.scale).to(E4M3)
 
     def to(self, dtype: torch.dtype) -> Tensor:
-        """As they were but for rounding."""
         return (self.data.float() * self.scale).to(dtype)
+
+
+class Whole(Kept):
+    """The tensor itself, its own tokens included, which are written anew at each pass: the fewest bytes to move."""
+
+    def __init__(self, x: Tensor, n_own: int):
+        self.data, self.n_own = x, n_own
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        return self.data[:, :, self.n_own :].to(dtype)
+
+    def behind(self, own: Tensor) -> Tensor:
+        self.data[:, :, : self.n_own] = own
+        return self.data
 
 
 class ReferenceCache:
@@ -52,7 +81,7 @@ class ReferenceCache:
 
     def __init__(self, settings: ReferenceSettings):
         self.settings = settings
-        self.kept: dict[Hashable, tuple[Tensor | InFp8, ...]] = {}
+        self.kept: dict[Hashable, tuple[Kept, ...]] = {}
         self.n_computed = 0
         self.drifts: list[float] = []
         self._drifts_of_blocks: list[Tensor] = []
@@ -74,14 +103,14 @@ class ReferenceCache:
     def keys_values(self, block: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated k and v (B, heads, L, head_dim) of a block, with the kept ones of the references where left out."""
         if self.reuses:
-            k_kept, v_kept = (kept.to(k.dtype) for kept in self.kept[block])
-            return joined(k, k_kept), joined(v, v_kept)
+            k_kept, v_kept = self.kept[block]
+            return k_kept.behind(k), v_kept.behind(v)
         if self.settings.interval > 1:
-            keep = InFp8 if self.settings.fp8 and k.dtype != E4M3 else Tensor.clone
-            new = tuple(each[:, :, self.n_own :] for each in (k, v))
             if block in self.kept:
+                new = tuple(each[:, :, self.n_own :] for each in (k, v))
                 self._drifts_of_blocks.append(drift(self.kept[block], new))
-            self.kept[block] = tuple(map(keep, new))
+            keep = Whole if k.dtype == E4M3 else InFp8 if self.settings.fp8 else Kept
+            self.kept[block] = (keep(k, self.n_own), keep(v, self.n_own))
         return k, v
 
 
@@ -92,12 +121,12 @@ def joined(own: Tensor, kept: Tensor) -> Tensor:
     return torch.cat((own, kept), dim=2)
 
 
-def drift(kept: Sequence[Tensor | InFp8], new: Sequence[Tensor]) -> Tensor:
+def drift(kept: Sequence[Kept], new: Sequence[Tensor]) -> Tensor:
     """How far kept tensors (B, heads, L, head_dim) are off the new ones, the one furthest off."""
     far = []
     for old, now in zip(kept, new, strict=True):
         some = now[:, :, ::SAMPLE].float()
-        far.append((old.to(now.dtype)[:, :, ::SAMPLE].float() - some).square().sum() / some.square().sum())
+        far.append((old.to(torch.float32)[:, :, ::SAMPLE] - some).square().sum() / some.square().sum())
     return torch.stack(far).max().sqrt()
 
 

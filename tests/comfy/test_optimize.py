@@ -173,7 +173,7 @@ def test_passes_are_recorded_only_where_nothing_but_the_blocks_works_on_them(com
 
     cpu, x = torch.device("cpu"), torch.zeros(1, 2, 4)
 
-    def recorded(choices=PRESETS["balanced"], control=None, mask=None, runs=(), kept_bytes=(0, 0), **options):
+    def recorded(choices=PRESETS["balanced"], control=None, mask=None, runs=(), kept_bytes=(0, 0, 0), **options):
         run, seen = SamplingRun(replace(choices, compile="off"), [1.0, 0.0], cpu), []
         run.graphs = SimpleNamespace(run=lambda key, stream, work: seen.append(key))
         options = {KEY: run, OVERRIDE: run.attend, **options}
@@ -192,4 +192,75 @@ def test_passes_are_recorded_only_where_nothing_but_the_blocks_works_on_them(com
     assert not recorded(runs=((1, 2.0),))
     assert not recorded(**{OVERRIDE: print})
     assert recorded(PRESETS["fast"])  # without references nothing is kept of them
-    assert not recorded(PRESETS["fast"], kept_bytes=(8, 4))
+    assert not recorded(PRESETS["fast"], kept_bytes=(8, 4, 5))
+
+
+# attention in FP8
+
+
+def test_attention_is_in_fp8_only_where_nobody_else_has_a_say_in_it(comfyui):
+    pytest.importorskip("triton")
+    from kontextkit.bridge.hooks import ComfyHooks
+    from kontextkit.bridge.prefetch import Prefetch
+    from kontextkit.bridge.run import KEY, OVERRIDE, SamplingRun
+
+    cpu = torch.device("cpu")
+
+    def narrow(choices=PRESETS["fast"], runs=(), masked=False, **options):
+        run = SamplingRun(replace(choices, compile="fused"), [1.0, 0.0], cpu)
+        options = {KEY: run, OVERRIDE: run.attend, **options}
+        hooks = ComfyHooks(options, None, Prefetch([], cpu, {}), ("shapes",), (0, 0, 0), runs, masked)
+        assert hooks.parts in (run.parts, run.narrow)
+        return hooks.parts is run.narrow
+
+    assert narrow()
+    assert narrow(patches={"post_input": [print]}, patches_replace={})
+    assert not narrow(PRESETS["quality"])
+    assert not narrow(masked=True)
+    assert not narrow(runs=((1, 2.0),))
+    assert not narrow(patches={"attn1_patch": [print]})
+    assert not narrow(patches={"attn1_output_patch": [print]})
+    assert not narrow(patches_replace={"dit": {("double_block", 1): print}})
+    assert not narrow(**{OVERRIDE: print})
+
+
+def test_where_attention_in_fp8_fails_the_picture_still_comes_and_a_note_says_why(comfyui, monkeypatch):
+    pytest.importorskip("triton")
+    from kontextkit.bridge.run import SamplingRun
+    from kontextkit.engine.attention import fp8
+    from kontextkit.engine.quant.fp8 import E4M3
+
+    run = SamplingRun(replace(PRESETS["fast"], compile="fused"), [1.0, 0.0], torch.device("cpu"))
+    q, k, v = (torch.randn(1, 2, 9, 64).to(E4M3) for _ in range(3))
+    good = run.attend_in_fp8(q, k, v)
+    assert good.shape == (1, 9, 128)
+    assert run.attention_used == "fp8"
+    assert run.narrow
+
+    def fail(*qkv):
+        raise ValueError("No valid engine configs\nmore")
+
+    monkeypatch.setattr(fp8, "attend", fail)
+    assert error(run.attend_in_fp8(q, k, v).float(), good.float()) < 0.06
+    assert run.notes == ["Attention is exact: in FP8 it does not run on cpu (No valid engine configs)."]
+    assert run.narrow is None
+    monkeypatch.setattr(fp8, "attend", lambda *qkv: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        run.attend_in_fp8(q, k, v)
+
+
+def test_preset_fast_says_whether_attention_is_in_fp8(comfyui, monkeypatch):
+    from kontextkit.bridge import optimize
+    from kontextkit.engine.attention import fp8
+
+    cpu = torch.device("cpu")
+    choices, lines = optimize.resolve(PRESETS["fast"], cpu)
+    assert choices.attention == "comfyui"
+    assert "Attention is exact: attention in FP8 needs an NVIDIA card." in lines
+    monkeypatch.setattr(fp8, "why_not", lambda device: "")
+    assert "Attention is exact: in FP8 it needs the fused kernels." in optimize.resolve(PRESETS["fast"], cpu)[1]
+    monkeypatch.setattr(optimize, "has_triton", lambda device: True)
+    card = torch.device("cuda", 0)
+    choices, lines = optimize.resolve(replace(PRESETS["fast"], precision="as loaded"), card)
+    assert choices.attention == "fp8"
+    assert "Attention: in FP8." in lines

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from kontextkit.engine.attention.fp8 import attend
 from kontextkit.engine.cache.references import ReferenceCache, ReferenceSettings
 from kontextkit.engine.flux.blocks import modulate, rms_norm, rotated, token_linears
 from kontextkit.engine.flux.hooks import BlockHooks
@@ -11,10 +12,11 @@ from kontextkit.engine.flux.rope import embed_positions
 from kontextkit.engine.lora.branch import attached as loras_attached
 from kontextkit.engine.lora.stack import LoraStack
 from kontextkit.engine.quant import fp8, narrow
+from kontextkit.engine.quant.fp8 import E4M3
 from loras import error, linears, low_rank, random
 
 pytest.importorskip("triton")
-from kontextkit.engine.flux.fused import PARTS
+from kontextkit.engine.flux.fused import NARROW, PARTS
 from kontextkit.engine.flux.triton_blocks import heads, join_gelu, norm, residual, residual_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # with a card nothing is interpreted
@@ -158,4 +160,48 @@ def test_references_are_kept_with_a_token_s_heads_together(build):
     full = velocity(model, hooks)
     assert error(velocity(model, hooks), full) < 1e-5
     assert error(full, velocity(model)) < 1e-5
-    assert all(each.transpose(1, 2).is_contiguous() for pair in hooks.references.kept.values() for each in pair)
+    for pair in hooks.references.kept.values():
+        assert all(each.data.transpose(1, 2).is_contiguous() for each in pair)
+
+
+class Narrow(Fused):
+    """Attends in FP8, as a host with such attention does."""
+
+    parts = NARROW
+
+    def attend(self, place, q, k, v, pe, mask):
+        assert q.dtype == k.dtype == v.dtype == E4M3
+        return attend(q, k, v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("in_fp8", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_in_fp8_takes_and_gives_it_without_scales(build, in_fp8, batch):
+    model = build("F32").to(DEVICE)
+    weights = token_linears(model).values() if in_fp8 else ()
+    with narrow.attached(fp8, weights, torch.float32):
+        expected = velocity(model, Fused(), batch)
+        ours = velocity(model, Narrow(), batch)
+        hooks = Narrow(ReferenceCache(ReferenceSettings(interval=9)))
+        assert torch.equal(velocity(model, hooks, batch), ours)
+        assert error(velocity(model, hooks, batch), ours) < IN_FP8
+    assert 1e-4 < error(ours, expected) < OF_FP8
+
+
+def test_loras_see_what_attention_in_fp8_gives_in_the_compute_dtype(build):
+    model = build("F32").to(DEVICE)
+    lora = {name: low_rank(layer, 16) for name, layer in linears(model).items()}
+    branches = LoraStack([lora], torch.float32).to(DEVICE).branches(model, [1.0], torch.device(DEVICE), torch.float32)
+    with narrow.attached(fp8, token_linears(model).values(), torch.float32), loras_attached(model, branches):
+        assert 1e-4 < error(velocity(model, Narrow()), velocity(model, Fused())) < OF_FP8
+
+
+def test_heads_in_fp8_are_cut_off_at_its_largest_number():
+    ids = torch.zeros(1, 5, 3, device=DEVICE)
+    q, k, v = (tensor(1, 5, 128, seed=i) for i in range(3))
+    v[0, 0, 0], v[0, 0, 1], weight = 1e4, -1e4, torch.full((128,), 300.0, device=DEVICE)
+    made = heads([((q, k, v), weight, torch.ones_like(weight))], embed_positions(ids, (16, 56, 56)), 128, fp8=True)
+    assert all(torch.isfinite(each.float()).all() for each in made)
+    assert made[0].float().abs().max() == 448
+    assert made[2].float()[0, 0, 0, :2].tolist() == [448, -448]
+    assert error(made[1].float(), F.rms_norm(k, (128,))[:, None]) < OF_FP8

@@ -7,6 +7,7 @@ from kontextkit.engine.cache.first_block import FirstBlockCache, FirstBlockSetti
 from kontextkit.engine.cache.references import ReferenceCache, ReferenceSettings, n_bytes
 from kontextkit.engine.flux.hooks import BlockHooks
 from kontextkit.engine.flux.loop import predict_velocity
+from kontextkit.engine.quant.fp8 import E4M3
 
 N_TARGET, N_REFERENCES, N_TXT = 12, 20, 5
 
@@ -110,7 +111,7 @@ def test_it_tells_how_far_kept_ones_were_off_when_they_are_computed_anew(velocit
         kept.append(dict(references.kept))
     first, second = references.drifts
     off = [
-        error(old[:, :, ::16], new[:, :, ::16])
+        error(old.data[:, :, ::16], new.data[:, :, ::16])
         for block, pair in kept[0].items()
         for old, new in zip(pair, kept[2][block], strict=True)
     ]
@@ -127,16 +128,39 @@ def test_in_fp8_they_take_a_quarter_and_give_nearly_the_same(velocity):
     assert 0 < error(velocity(Hooks(small), 0.6), expected) < 0.01
     for block, pair in small.kept.items():
         for kept, right in zip(pair, whole.kept[block], strict=True):
-            assert 0 < error(kept.to(torch.float32), right) < 0.04  # 3 bits of mantissa
+            assert 0 < error(kept.to(torch.float32), right.data) < 0.04  # 3 bits of mantissa
             assert error(kept.data.float() * kept.scale, kept.to(torch.float32)) == 0
     n = n_bytes(N_REFERENCES, batch=1, width=256, n_blocks=5, itemsize=1)
     assert sum(k.data.nbytes + v.data.nbytes for k, v in small.kept.values()) == n
 
 
+def test_where_attention_is_in_fp8_its_own_tensors_are_kept_and_written_on(velocity):
+    class In8(Hooks):
+        def attend(self, place, q, k, v, pe, mask):
+            return super().attend(place, q, k.float(), v.float(), pe, mask)
+
+    class Narrow(ReferenceCache):
+        def keys_values(self, block, k, v):
+            return super().keys_values(block, k.to(E4M3), v.to(E4M3))
+
+    hooks = In8(Narrow(ReferenceSettings(interval=3)))
+    full, there = velocity(hooks, 0.7), {}
+    for block, (k, v) in hooks.references.kept.items():
+        assert k.data.dtype == E4M3
+        assert k.data.shape[2] == N_TXT + N_TARGET + N_REFERENCES
+        there[block] = (k.data.data_ptr(), v.data.data_ptr())
+    assert torch.equal(velocity(hooks, 0.7), full)
+    moved = velocity(hooks, 0.6, move=0.5)
+    assert {b: (k.data.data_ptr(), v.data.data_ptr()) for b, (k, v) in hooks.references.kept.items()} == there
+    assert 0 < error(moved, velocity(Hooks(), 0.6, move=0.5)) < 0.1
+    velocity(hooks, 0.7)
+    assert hooks.references.drifts == [0.0]
+
+
 def test_the_forecast_is_what_is_kept(velocity):
     references = ReferenceCache(ReferenceSettings())
     velocity(Hooks(references), 0.7)
-    kept = sum(k.nbytes + v.nbytes for k, v in references.kept.values())
+    kept = sum(k.data.nbytes + v.data.nbytes for k, v in references.kept.values())
     assert kept == n_bytes(N_REFERENCES, batch=1, width=256, n_blocks=5, itemsize=4)
     assert n_bytes(4096, 1, 3072, 57, 2) == pytest.approx(2.87e9, rel=0.01)  # a 1024x1024 reference of FLUX in BF16
 
@@ -150,4 +174,4 @@ def test_text_that_a_patch_adds_is_not_taken_for_a_reference(velocity):
     full = velocity(hooks, 0.7)
     assert error(full, velocity(Hooks(), 0.7)) > 1e-3
     assert error(velocity(hooks, 0.7), full) < 1e-6
-    assert {k.shape[2] for k, _ in hooks.references.kept.values()} == {N_REFERENCES}
+    assert {k.data.shape[2] for k, _ in hooks.references.kept.values()} == {N_REFERENCES}
