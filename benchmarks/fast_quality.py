@@ -8,8 +8,8 @@ Held-out edits with one, two and four references through ComfyUI's sampler (28 s
 SSIM is to the same edit with nothing spared; success is judged as in demo_quality.py. The demo model was trained with
 up to three references: the fourth is another edit's picture, which no prompt names. How far kept references drift is
 told by `ReferenceCache.drifts`, the most of a run. Products in formats that the machine has not are emulated, the same
-numbers but for rounding; attention in FP8 is not: it needs a card. --only every: the intervals alone. --plot draws js/docs/KontextOptimize_references.png from
-the result, without a model.
+numbers but for rounding; attention in FP8 is left out without a card. --only every: the intervals alone. --plot draws
+js/docs/KontextOptimize_references.png from the result, without a model.
 """
 
 from __future__ import annotations

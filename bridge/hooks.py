@@ -70,7 +70,11 @@ class ComfyHooks(BlockHooks):
 
     def _attends_alone(self) -> bool:
         """Whether nobody else has a say in attention or stands around a block."""
-        others = (*self.patches("attn1_patch"), *self.patches("attn1_output_patch"), self.options.get("patches_replace"))
+        others = (
+            *self.patches("attn1_patch"),
+            *self.patches("attn1_output_patch"),
+            self.options.get("patches_replace"),
+        )
         return self.run is not None and self.options.get(OVERRIDE) == self.run.attend and not any(others)
 
     def _attend_in_runs(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Tensor | None:

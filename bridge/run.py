@@ -204,7 +204,7 @@ class SamplingRun:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.notes.append(f"Attention is exact: in FP8 it does not run on {self.device} ({first}).")
             self.narrow = None
-            attended = F.scaled_dot_product_attention(*(each.bfloat16() for each in (q, k, v))).to(q.dtype)
+            attended = F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).to(q.dtype)
         return attended.transpose(1, 2).flatten(2)
 
     def figures(self) -> dict[str, float]:

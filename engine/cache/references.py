@@ -55,6 +55,7 @@ class InFp8(Kept):
         self.data = (x / self.scale).to(E4M3)
 
     def to(self, dtype: torch.dtype) -> Tensor:
+        """See `Kept`."""
         return (self.data.float() * self.scale).to(dtype)
 
 
@@ -65,9 +66,11 @@ class Whole(Kept):
         self.data, self.n_own = x, n_own
 
     def to(self, dtype: torch.dtype) -> Tensor:
+        """See `Kept`."""
         return self.data[:, :, self.n_own :].to(dtype)
 
     def behind(self, own: Tensor) -> Tensor:
+        """See `Kept`."""
         self.data[:, :, : self.n_own] = own
         return self.data
 

@@ -69,9 +69,7 @@ def after_attention(x: Tensor, y: Tensor, kept: Kept, feed_forward: Module) -> T
     return residual(x, y, gate2)
 
 
-def single_in(
-    block: Module, x: Tensor, vec: Tensor, pe: Tensor | None, fp8: bool = False
-) -> tuple[Qkv, Kept]:
+def single_in(block: Module, x: Tensor, vec: Tensor, pe: Tensor | None, fp8: bool = False) -> tuple[Qkv, Kept]:
     """See `blocks.single_in`. fp8: q, k, v are for `attention.fp8`."""
     if pe is None:
         return blocks.single_in(block, x, vec, pe)

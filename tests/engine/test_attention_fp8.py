@@ -16,9 +16,10 @@ OFF = 0.06  # three bits of mantissa in the shares and again in the result
 
 
 def qkv(batch, heads, n_queries, n_keys, dim, device="cpu"):
-    """A token's heads together in memory, as the blocks have them; q and k of unit root mean square."""
+    """A token's heads together in memory, as the blocks have them; some keys count much, as in a trained model."""
     generator = torch.Generator().manual_seed(0)
     made = [torch.randn(batch, length, heads, dim, generator=generator) for length in (n_queries, n_keys, n_keys)]
+    made[0] *= 3
     return [each.to(device).to(E4M3).transpose(1, 2) for each in made]
 
 
@@ -75,13 +76,15 @@ def test_where_it_cannot_be_a_sentence_says_so(monkeypatch):
     expected = "attention in FP8 needs a Hopper or data-centre Blackwell card, this one is of capability 8.9"
     assert why_not(ada) == expected
     monkeypatch.setattr(fp8, "find_spec", lambda name: None)
-    assert why_not(hopper) == "attention in FP8 needs the Python package nvidia-cudnn-frontend"
+    assert why_not(hopper) == (
+        "attention in FP8 needs a Python package, `pip install --no-deps nvidia-cudnn-frontend` brings it"
+    )
     monkeypatch.setattr(fp8, "find_spec", lambda name: object())
 
     def fail(*args, **more):
         raise OSError("libcudnn.so.9: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(torch, "ones", fail)  # the first thing that is done on the card
+    monkeypatch.setattr(torch, "linspace", fail)  # the first thing that is done on the card
     words = "nvidia-cudnn-frontend cannot attend in FP8 here (libcudnn.so.9: cannot open shared object file)"
     assert why_not(other) == words
     why_not.cache_clear()
