@@ -1,6 +1,7 @@
 """Where the time of a step goes at full size: kernels of the card by what they do, beside the least that each needs.
 
-    COMFYUI_PATH=... python benchmarks/fast_profile.py [--tiny] [--minutes M] [--folder FOLDER] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/fast_profile.py [--tiny] [--minutes M] [--folder FOLDER] [--quality FILE]
+        [--out FILE]
 
 Compiled steps of 1024x1024 with one such reference and 512 text tokens, random weights: full ones in BF16 and in FP8,
 and those with kept references in FP8. The least is the arithmetic over what the card's own libraries reach on large

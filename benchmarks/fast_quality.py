@@ -70,7 +70,7 @@ class FastQuality:
         for n in KINDS:
             self.stages.run(f"{n} references, nothing spared", lambda n=n: self.everything_computed(n))
         for name, choices in ways.items():
-            for n in KINDS if name.startswith(only) else ():
+            for n in KINDS if (name or "fast").startswith(only) else ():
                 title = f"{name or 'fast'}, {n} references"
                 work = lambda name=name, choices=choices, n=n: self.compare(name, choices, n)  # noqa: E731
                 self.stages.run(title, work, (row_name(name, "ssim", n),), "SSIM")

@@ -1,6 +1,7 @@
 """FP8 products and the preset fast at full size, against eager BF16 diffusers and against themselves without.
 
-    COMFYUI_PATH=... python benchmarks/fast_steps.py [--tiny] [--minutes M] [--rounds N] [--folder FOLDER] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/fast_steps.py [--tiny] [--minutes M] [--rounds N] [--folder FOLDER]
+        [--quality FILE] [--out FILE]
 
 Random weights, everything on the card, 28 steps of euler at 1024x1024, 512 text tokens, one 1024x1024 reference where
 nothing else is said; a run's seconds hold the making of its FP8 weights. With random weights it means nothing which
@@ -26,6 +27,7 @@ from typing import Any
 
 import report
 import torch
+from measured_maps import QUALITY
 from optimize_peers import Diffusers
 from random_files import COMPUTE, base_file, call
 from references_steps import BUDGET, ReferenceBench
@@ -56,7 +58,7 @@ class FastBench(ReferenceBench):
         self.stages.run("error", self.error, ("fast.fp8_error",), "relative")
         self.stages.run("six references", self.six_references, ("fast.six_refs_ratio",), "times")
         self.stages.run("Q4_K_M", self.packed, ("fast.q4_k_m.ratio",), "times")
-        self.stages.run("other maps", self.other_maps, ("fast.eleven.speedup",), "times")
+        self.stages.run("other ways", self.other_ways, ("fast.exact_attention.speedup",), "times")
         for side, batch in product(SIDES, BATCHES):
             name = f"fast.{side}.batch_{batch}"
             work = lambda side=side, batch=batch, name=name: self.other_size(side, batch, name)  # noqa: E731
@@ -111,14 +113,15 @@ class FastBench(ReferenceBench):
         self.stages.add(report.row("fast.diffusers_seconds", self.base, "s", f"eager, BF16, {self.n_steps} steps"))
         self.speedup("fast", runs["fast"], self.base, 8.0)
 
-    def other_maps(self) -> None:
-        """Eleven steps with frozen references, and products as loaded, against the same diffusers."""
+    def other_ways(self) -> None:
+        """Exact attention, nothing in FP8, eleven steps with frozen references; against the same diffusers."""
         from kontextkit.engine.cache.references import ReferenceSettings
 
         frozen = ReferenceSettings(interval=NEVER)
         ways = {
+            "exact_attention": self.way(self.choices("fast", attention="auto")),
+            "as_loaded": self.way(self.choices("fast", precision="as loaded", attention="auto")),
             "eleven": self.way(self.choices("fast", ELEVEN_MAP, references=frozen)),
-            "as_loaded": self.way(self.choices("fast", precision="as loaded")),
         }
         for name, runs in self.in_turns(ways, self.n_steps).items():
             self.speedup(f"fast.{name}", runs, self.base)
@@ -227,6 +230,7 @@ def main(
     parser.add_argument("--minutes", type=float, default=minutes, help="after which the rest is left out")
     parser.add_argument("--rounds", type=int, default=3, help="runs on the clock")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
+    parser.add_argument("--quality", type=Path, default=QUALITY, help="optimize_quality.py's result, for the map")
     options = parser.parse_args()
     report.tiny_variant(options)
     report.import_comfyui()

@@ -1,6 +1,7 @@
 """References at full size: what 2, 4 and 6 cost against 1, each of full size and within a budget of two megapixels.
 
-    COMFYUI_PATH=... python benchmarks/references_steps.py [--tiny] [--minutes M] [--folder FOLDER] [--out FILE]
+    COMFYUI_PATH=... python benchmarks/references_steps.py [--tiny] [--minutes M] [--folder FOLDER] [--quality FILE]
+        [--out FILE]
 
 Random weights, everything on the card, a 1024x1024 result, 512 text tokens. Three ways, in turns in one process for
 each number of references: ComfyUI's own FLUX with its chain of ReferenceLatent and ours plain, FEW_STEPS steps each,
@@ -17,7 +18,7 @@ from typing import Any
 
 import report
 import torch
-from measured_maps import measured_maps
+from measured_maps import QUALITY, measured_maps
 from optimize_peers import ComfyUI
 from optimize_steps import Bench, ours
 from random_files import base_file
@@ -35,7 +36,7 @@ class ReferenceBench(Bench):
     """Conditionings of several references, and the rows. seconds, gb: of each way and number, beside the weights."""
 
     def __init__(self, stages: Stages, options: argparse.Namespace, folder: Path):
-        super().__init__(stages, options, folder, measured_maps())
+        super().__init__(stages, options, folder, measured_maps(options.quality))
         self.seconds: dict[str, dict[int, float]] = {}
         self.gb: dict[str, dict[int, float]] = {}
 
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--minutes", type=float, default=8.5, help="after which the rest is left out")
     parser.add_argument("--folder", type=Path, help="where the files are kept and found again")
+    parser.add_argument("--quality", type=Path, default=QUALITY, help="optimize_quality.py's result, for the map")
     options = parser.parse_args()
     report.tiny_variant(options)
     report.import_comfyui()

@@ -12,6 +12,7 @@ from pathlib import Path
 from .environment import ROOT, say
 
 RESULTS = ROOT / ".dev" / "bench"
+PARTS = ("main", "probes", "peers", "torch_compile")  # of optimize_steps.py, on a card
 
 
 def main() -> None:
@@ -23,15 +24,16 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     environment = os.environ | {"COMFYUI_PATH": str(options.comfyui)}
-    small = [] if torch.cuda.is_available() else ["--tiny"]
-    quality, steps = RESULTS / "optimize_quality.json", RESULTS / "optimize_steps.json"
-    for script, out, more in (
-        ("optimize_quality", quality, []),
-        ("optimize_steps", steps, ["--quality", str(quality)]),
-        ("fast_steps", RESULTS / "fast_steps.json", []),
-    ):
-        say(f"benchmarks/{script}.py {' '.join(small)}")
-        command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--out", str(out), *small, *more]
+    on_card = torch.cuda.is_available()
+    same_map = ["--quality", str(RESULTS / "optimize_quality.json")]
+    for script, more in {
+        "optimize_quality": ["--edits", "60"] if on_card else ["--tiny"],
+        "optimize_steps": ["--parts", *PARTS, *same_map] if on_card else ["--tiny", *same_map],
+        "fast_steps": same_map if on_card else ["--tiny", *same_map],
+    }.items():
+        say(f"benchmarks/{script}.py {' '.join(more)}")
+        out = RESULTS / f"{script}.json"
+        command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--out", str(out), *more]
         subprocess.run(command, env=environment, check=True)
         say(f"results: {out}")
 

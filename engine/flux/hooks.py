@@ -71,11 +71,13 @@ class References(Protocol):
 class BlockHooks:
     """Subclass to add; one object serves one forward pass.
 
-    parts: what computes the blocks. rotates: whether parts rotate q and k, so that `attend` gets no pe.
+    parts: what computes the blocks. first: what computes the very first instead, by which a cache measures a change, or
+    None. rotates: whether parts rotate q and k, so that `attend` gets no pe.
     cache: None, or what may spare all blocks but the first. references: None, or what may spare their tokens.
     """
 
     parts = Parts()
+    first: Parts | None = None
     rotates = False
     cache: Cache | None = None
     references: References | None = None

@@ -87,7 +87,8 @@ def run_double_blocks(blocks: Module, stream: Stream, hooks: BlockHooks, which: 
         block, place = blocks[i], BlockPlace("double", i, len(blocks), stream.txt.shape[1])
 
         def run(s: Stream, block: Module = block, place: BlockPlace = place) -> tuple[Tensor, Tensor]:
-            return hooks.parts.double_block(block, s.img, s.txt, s.vec, *attention(hooks, place, s))
+            parts = hooks.first if hooks.first and place.index == 0 else hooks.parts
+            return parts.double_block(block, s.img, s.txt, s.vec, *attention(hooks, place, s))
 
         stream.img, stream.txt = hooks.around(place, run, stream)
         add_residual(stream.img, hooks.residual(place))

@@ -188,6 +188,22 @@ def test_attention_in_fp8_takes_and_gives_it_without_scales(build, in_fp8, batch
     assert 1e-4 < error(ours, expected) < OF_FP8
 
 
+def test_the_first_block_may_be_computed_otherwise(build):
+    class Both(Narrow):
+        first, asked = PARTS, ()
+
+        def attend(self, place, q, k, v, pe, mask):
+            self.asked += ((place.kind, place.index, q.dtype),)
+            return (super() if q.dtype == E4M3 else super(Fused, self)).attend(place, q, k, v, pe, mask)
+
+    hooks = Both(ReferenceCache(ReferenceSettings(interval=9)))
+    model = build("F32").to(DEVICE)
+    full = velocity(model, hooks)
+    assert [dtype for _, _, dtype in hooks.asked] == [torch.float32] + [E4M3] * (len(hooks.asked) - 1)
+    assert hooks.asked[0][:2] == ("double", 0)
+    assert error(velocity(model, hooks), full) < IN_FP8
+
+
 def test_loras_see_what_attention_in_fp8_gives_in_the_compute_dtype(build):
     model = build("F32").to(DEVICE)
     lora = {name: low_rank(layer, 16) for name, layer in linears(model).items()}
