@@ -36,7 +36,7 @@ class KontextOptimize(io.ComfyNode):
                     default="balanced",
                     tooltip="off: nothing. quality: every step computed, fused kernels on a card. balanced: also skips "
                     "steps that change little. fast: skips more of them, keeps references over some steps, multiplies "
-                    "in FP8 where the card can. low memory: as balanced, nothing fused, "
+                    "and attends in FP8 where the card can. low memory: as balanced, nothing fused, "
                     "attention in slices. custom: the inputs below.",
                 ),
                 io.Float.Input(
