@@ -82,7 +82,8 @@ def test_no_file_is_longer_than_300_lines():
     files = subprocess.run(
         ["git", "ls-files", "*.py", "*.js", "*.json", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    long = {name: n for name in files.stdout.split() if (n := (ROOT / name).read_text().count("\n")) > 300}
+    ours = (name for name in files.stdout.split() if not name.startswith("benchmarks/results/"))
+    long = {name: n for name in ours if (n := (ROOT / name).read_text().count("\n")) > 300}
     assert long == {}
 
 
