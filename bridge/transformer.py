@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..engine.cache.references import n_bytes
 from ..engine.flux.loop import predict_velocity
-from ..engine.flux.positions import PATCH, Rope, lay_out, unpatchify
+from ..engine.flux.positions import PATCH, Rope, lay_out, rotations, sizes_of, unpatchify
 from ..engine.references.weights import arrange
 from .hooks import ComfyHooks
 from .prefetch import Prefetch
@@ -69,7 +69,8 @@ class HostedTransformer(nn.Module):
         options = transformer_options or {}
         method = kwargs.get("ref_latents_method", self.default_ref_method)
         rope = Rope(**{k: v for k, v in (options.get("rope_options") or {}).items() if k in ROPE_OPTIONS})
-        tokens, img_ids = lay_out([x, *(ref_latents or ())], method, rope)
+        latents = [x, *(ref_latents or ())]
+        tokens, img_ids = lay_out(latents, method, rope)
         n_target = tokens[0].shape[1]
         if ref_latents:
             options = options | {"reference_image_num_tokens": [t.shape[1] for t in tokens[1:]]}
@@ -89,6 +90,10 @@ class HostedTransformer(nn.Module):
         numbers, of_all = (n_bytes(n, len(x), transformer.inner_dim, len(blocks), itemsize=1) for n in lengths)
         kept = (x.element_size() * numbers, numbers, of_all)
         hooks = ComfyHooks(options, control, prefetch, shapes, kept, arrangement.runs if arrangement else (), masked)
+        pe = None
+        if arrangement is None and not hooks.patches("post_input"):  # else tokens are others than those laid out
+            axes = tuple(transformer.config.axes_dims_rope)
+            pe = rotations(sizes_of(latents), method, rope, context.shape[1], axes, x.device)
         with hooks.timed():
             velocity = predict_velocity(
                 self.transformer,
@@ -102,6 +107,7 @@ class HostedTransformer(nn.Module):
                 n_target=n_target,
                 mask=kwargs.get("attention_mask"),
                 hooks=hooks,
+                pe=pe,
             )
         prefetch.turn()
         return unpatchify(velocity, *x.shape[-2:])

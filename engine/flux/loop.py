@@ -29,10 +29,12 @@ def predict_velocity(
     n_target: int,
     mask: Tensor | None = None,
     hooks: BlockHooks | None = None,
+    pe: Tensor | None = None,
 ) -> Tensor:
     """Velocity (B, n_target, C) of the first `n_target` img tokens.
 
     img: (B, L_img, C) target then reference tokens; txt: (B, L_txt, D_txt); ids: (1 or B, L, 3).
+    pe: what `rope.embed_positions` makes of the ids, where it is known and hooks leave these as they are.
     timestep: (B,) in 0-1; pooled: (B, >= D_pooled) or None for zeros; guidance: (1 or B,) or None for none.
     """
     hooks = hooks or BlockHooks()
@@ -44,8 +46,9 @@ def predict_velocity(
     img, txt, img_ids, txt_ids = hooks.embedded(img, txt, img_ids, txt_ids)
     if hooks.references:
         hooks.references.n_own = txt.shape[1] + n_target  # a patch may have added text
-    pe = embed_positions(torch.cat((txt_ids, img_ids), dim=1), transformer.config.axes_dims_rope)
-    stream = Stream(img, txt, vec, pe, mask)
+    if pe is None:
+        pe = embed_positions(torch.cat((txt_ids, img_ids), dim=1), transformer.config.axes_dims_rope)
+    stream = Stream(img, txt, vec, pe[:, :, : txt.shape[1] + img.shape[1]], mask)
     run_blocks(transformer, stream, hooks, n_target)
     scale, shift = transformer.norm_out.linear(F.silu(vec)).unsqueeze(1).chunk(2, dim=-1)
     return transformer.proj_out(modulate(stream.img[:, :n_target], shift, scale))

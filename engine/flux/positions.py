@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rope import embed_positions
+
 PATCH = 2  # latent pixels along the side of a token
 GRID = 8 * PATCH  # pixels along it: the VAE makes eight one
 METHODS = ("offset", "index", "uxo")
+KEPT = 4  # layouts whose rotations are kept, 9 MB for target, reference and text of 1024x1024
 
 Size = tuple[int, int]  # height and width in latent pixels
 
@@ -73,11 +77,29 @@ def grid_ids(size: Size, place: Place, rope: Rope, device: torch.device) -> Tens
 
 def lay_out(latents: Sequence[Tensor], method: str, rope: Rope | None = None) -> tuple[list[Tensor], Tensor]:
     """Target and reference latents (B, C, h, w) -> tokens (B, L, 4C) of each, and img_ids (1, sum of L, 3)."""
-    sizes = [(latent.shape[-2], latent.shape[-1]) for latent in latents]
+    img_ids = image_ids(sizes_of(latents), method, rope or Rope(), latents[0].device)
+    return [patchify(latent) for latent in latents], img_ids
+
+
+def sizes_of(latents: Sequence[Tensor]) -> tuple[Size, ...]:
+    """Of latents (B, C, h, w)."""
+    return tuple((latent.shape[-2], latent.shape[-1]) for latent in latents)
+
+
+def image_ids(sizes: Sequence[Size], method: str, rope: Rope, device: torch.device) -> Tensor:
+    """Positions (1, sum of L, 3) of the tokens of target and references."""
     places = [Place(), *place_references(sizes[0], sizes[1:], method)]
-    device = latents[0].device
-    grids = [grid_ids(size, where, rope or Rope(), device) for size, where in zip(sizes, places, strict=True)]
-    return [patchify(latent) for latent in latents], torch.cat(grids)[None]
+    return torch.cat([grid_ids(size, at, rope, device) for size, at in zip(sizes, places, strict=True)])[None]
+
+
+@lru_cache(KEPT)
+def rotations(
+    sizes: tuple[Size, ...], method: str, rope: Rope, n_txt: int, axes_dims: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """pe (1, 1, n_txt + sum of L, head_dim/2, 2, 2) of text, target and references, for all steps and prompts alike."""
+    with torch.inference_mode(False):  # a later run may train
+        img_ids = image_ids(sizes, method, rope, device)
+        return embed_positions(torch.cat((img_ids.new_zeros(1, n_txt, 3), img_ids), dim=1), axes_dims)
 
 
 def place_references(target: Size, sizes: Sequence[Size], method: str) -> list[Place]:

@@ -37,6 +37,46 @@ def test_velocity_of_a_batch(twins):
     assert compare(twins, inputs(batch=2, references=REFERENCES["three"])) < LIMIT
 
 
+def test_positions_are_computed_once_for_all_steps_and_prompts(twins, monkeypatch):
+    from kontextkit.engine.flux import positions
+
+    positions.rotations.cache_clear()
+    computed, compute = [], positions.embed_positions
+
+    def embed(ids, axes):
+        computed.append(compute(ids, axes))
+        return computed[-1]
+
+    monkeypatch.setattr(positions, "embed_positions", embed)
+    one, three = (inputs(references=REFERENCES[name]) for name in ("one", "three"))
+    with torch.inference_mode():
+        first = twins.ours(**one)
+        assert error(twins.ours(**one), first) == 0
+    assert len(computed) == 1
+    assert compare(twins, three) < LIMIT
+    assert len(computed) == 2
+    other = {**one, "context": one["context"].flip(1)}
+    assert compare(twins, other) < LIMIT
+    assert compare(twins, one, ref_latents_method="index") < LIMIT
+    assert len(computed) == 3
+    longer = {**one, "context": one["context"].repeat(1, 2, 1)}
+    assert compare(twins, longer) < LIMIT
+    assert len(computed) == 4
+    assert not any(pe.is_inference() for pe in computed)  # such could not be trained with later
+    positions.rotations.cache_clear()
+
+
+def test_a_patch_of_positions_is_heard(twins):
+    def move(args):
+        return {**args, "img_ids": args["img_ids"] + 3}
+
+    call = inputs(references=REFERENCES["one"])
+    moved = {"transformer_options": {"patches": {"post_input": [move]}}}
+    assert compare(twins, call, **moved) < LIMIT
+    with torch.no_grad():
+        assert error(twins.ours(**call, **moved), twins.ours(**call)) > LIMIT
+
+
 @pytest.mark.parametrize("guidance", [None, 1.0, 9.0])
 def test_velocity_at_each_guidance(twins, guidance):
     call = inputs(references=[(8, 6)])
