@@ -172,7 +172,7 @@ class FastBench(ReferenceBench):
 
     def error(self) -> None:
         """Of a picture made in one step, which is the noise less the velocity of one pass, over the same weights."""
-        modes = {"as loaded": {}, "products": {"precision": "fp8"}, "all": {"precision": "fp8", "attention": "fp8"}}
+        modes = {"as loaded": {}, "products": {"precision": "fp8"}, "all": IN_FP8}
         made = {}
         for name, changes in modes.items():
             latents, _ = self.way(self.choices("quality", **changes))(1, lambda: None)

@@ -196,15 +196,15 @@ class SamplingRun:
     def attend_in_fp8(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, heads, L, head_dim) -> (B, L, heads * head_dim), all float8_e4m3fn."""
         try:
-            attended = fp8.attend(q, k, v)
-            self.attention_used = FP8
+            attended = fp8.attend(q, k, v) if self.narrow else exact_in_fp8(q, k, v)
+            self.attention_used = FP8 if self.narrow else ""
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of whatever kind a foreign package raises
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.notes.append(f"Attention is exact: in FP8 it does not run on {self.device} ({first}).")
-            self.narrow = None
-            attended = F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).to(q.dtype)
+            self.narrow = None  # from the next pass on
+            attended = exact_in_fp8(q, k, v)
         return attended.transpose(1, 2).flatten(2)
 
     def figures(self) -> dict[str, float]:
@@ -245,3 +245,8 @@ class SamplingRun:
         if self.attention_used:
             lines.append(f"Attention: {self.attention_used}.")
         return "\n".join((*lines, *self.notes))
+
+
+def exact_in_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention for the rest of a pass whose blocks write and read FP8, where the kernel for it has failed."""
+    return F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).to(q.dtype)

@@ -241,9 +241,12 @@ def test_where_attention_in_fp8_fails_the_picture_still_comes_and_a_note_says_wh
         raise ValueError("No valid engine configs\nmore")
 
     monkeypatch.setattr(fp8, "attend", fail)
-    assert error(run.attend_in_fp8(q, k, v).float(), good.float()) < 0.06
+    for _ in range(3):  # the blocks that are left of the pass
+        assert error(run.attend_in_fp8(q, k, v).float(), good.float()) < 0.06
+    assert run.attention_used == ""
     assert run.notes == ["Attention is exact: in FP8 it does not run on cpu (No valid engine configs)."]
     assert run.narrow is None
+    run.narrow = run.parts
     monkeypatch.setattr(fp8, "attend", lambda *qkv: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         run.attend_in_fp8(q, k, v)
