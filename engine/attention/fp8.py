@@ -59,16 +59,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @cache
 def why_not(device: torch.device) -> str:
-    """Why there is no such attention on this device, a sentence without its end, or nothing; tried once."""
+    """Why attention stays exact on this device, a sentence without its end, or nothing; tried once."""
     if device.type != "cuda" or torch.version.cuda is None:
-        return "attention in FP8 needs an NVIDIA card"
+        return "in FP8 it needs an NVIDIA card"
     major, minor = torch.cuda.get_device_capability(device)
     if major not in CAPABILITIES:
-        return (
-            f"attention in FP8 needs a Hopper or data-centre Blackwell card, this one is of capability {major}.{minor}"
-        )
+        return f"in FP8 it needs a Hopper or data-centre Blackwell card, this one is of capability {major}.{minor}"
     if find_spec("cudnn") is None:
-        return f"attention in FP8 needs a Python package, `pip install --no-deps {PACKAGE}` brings it"
+        return f"in FP8 it needs a Python package, `pip install --no-deps {PACKAGE}` brings it"
     try:
         q = torch.linspace(-2, 2, 1 << 14, device=device).to(E4M3).view(1, 1, 128, 128)
         ours, right = attend(q, q, q).float().cpu(), _emulated(*[q.cpu()] * 3).float()
@@ -77,7 +75,7 @@ def why_not(device: torch.device) -> str:
     except Exception as error:  # of whatever kind a foreign package raises
         return f"{PACKAGE} cannot attend in FP8 here ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
     off = ((ours - right).norm() / right.norm()).item()
-    return "" if off < MOST_OFF else f"this card's attention in FP8 is {off:.0%} off"
+    return "" if off < MOST_OFF else f"in FP8 this card's is {off:.0%} off"
 
 
 def _empty(q: Tensor) -> Tensor:

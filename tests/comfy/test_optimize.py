@@ -259,7 +259,7 @@ def test_preset_fast_says_whether_attention_is_in_fp8(comfyui, monkeypatch):
     cpu = torch.device("cpu")
     choices, lines = optimize.resolve(PRESETS["fast"], cpu)
     assert choices.attention == "comfyui"
-    assert "Attention is exact: attention in FP8 needs an NVIDIA card." in lines
+    assert "Attention is exact: in FP8 it needs an NVIDIA card." in lines
     monkeypatch.setattr(fp8, "why_not", lambda device: "")
     assert "Attention is exact: in FP8 it needs the fused kernels." in optimize.resolve(PRESETS["fast"], cpu)[1]
     monkeypatch.setattr(optimize, "has_triton", lambda device: True)

@@ -69,15 +69,15 @@ def test_a_card_gives_the_emulation_s_numbers(shape):
 
 
 def test_where_it_cannot_be_a_sentence_says_so(monkeypatch):
-    assert why_not(torch.device("cpu")) == "attention in FP8 needs an NVIDIA card"
+    assert why_not(torch.device("cpu")) == "in FP8 it needs an NVIDIA card"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     ada, hopper, other = (torch.device("cuda", index) for index in (5, 6, 7))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9) if device == ada else (9, 0))
-    expected = "attention in FP8 needs a Hopper or data-centre Blackwell card, this one is of capability 8.9"
+    expected = "in FP8 it needs a Hopper or data-centre Blackwell card, this one is of capability 8.9"
     assert why_not(ada) == expected
     monkeypatch.setattr(fp8, "find_spec", lambda name: None)
     assert why_not(hopper) == (
-        "attention in FP8 needs a Python package, `pip install --no-deps nvidia-cudnn-frontend` brings it"
+        "in FP8 it needs a Python package, `pip install --no-deps nvidia-cudnn-frontend` brings it"
     )
     monkeypatch.setattr(fp8, "find_spec", lambda name: object())
 
