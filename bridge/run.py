@@ -19,6 +19,7 @@ from ..engine.attention import fp8
 from ..engine.attention.backends import BACKENDS, fastest
 from ..engine.cache.first_block import FirstBlockCache
 from ..engine.cache.references import ReferenceCache, ReferenceSettings
+from ..engine.errors import first_line
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, guarded, n_graphs, recompiles_allowed
 from ..engine.flux.graphs import PassGraphs
@@ -186,8 +187,8 @@ class SamplingRun:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ImportError) as error:  # no kernel of this backend for such a card or dtype
-            first = str(error).strip().splitlines()[0]
-            self.notes.append(f"Attention is ComfyUI's: {name} does not run on {self.device} in {q.dtype} ({first}).")
+            why = f"{name} does not run on {self.device} in {q.dtype} ({first_line(error)})"
+            self.notes.append(f"Attention is ComfyUI's: {why}.")
             self.choices = replace(self.choices, attention="comfyui")
             return attention(q, k, v, *rest, **more)
         self.attention_used = name
@@ -201,8 +202,7 @@ class SamplingRun:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of whatever kind a foreign package raises
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.notes.append(f"Attention is exact: in FP8 it does not run on {self.device} ({first}).")
+            self.notes.append(f"Attention is exact: in FP8 it does not run on {self.device} ({first_line(error)}).")
             self.narrow = None  # from the next pass on
             attended = exact_in_fp8(q, k, v)
         return attended.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""What the pack raises for a file it will not load."""
+"""What the pack raises for a file it will not load, and words for what others raise."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def listing(names: Iterable[str], first: int = 5) -> str:
     shown = ", ".join(ordered[:first])
     rest = len(ordered) - first
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says, for a sentence; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import first_line
 from ..quant.fp8 import E4M3
 
 CAPABILITIES = (9, 10)  # major ones of the cards that have the kernel
@@ -73,7 +74,7 @@ def why_not(device: torch.device) -> str:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of whatever kind a foreign package raises
-        return f"{PACKAGE} cannot attend in FP8 here ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        return f"{PACKAGE} cannot attend in FP8 here ({first_line(error)})"
     off = ((ours - right).norm() / right.norm()).item()
     return "" if off < MOST_OFF else f"in FP8 this card's is {off:.0%} off"
 

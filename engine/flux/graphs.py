@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
 from .hooks import Stream
 
 HOST_BOUND = 0.9  # share of a pass's time on the card that the host took to ask for it
@@ -96,7 +97,7 @@ class PassGraphs:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # previews go on in another thread
                 work(made)
         except RuntimeError as error:  # out of memory too: without a graph it may fit
-            self.failed = str(error).strip().splitlines()[0]
+            self.failed = first_line(error)
             return
         self.recorded[key] = Recorded(graph, given, made, weights)
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import first_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -127,8 +129,7 @@ def _why_not(format: BlockFormat, device: torch.device) -> str:
     except torch.OutOfMemoryError:
         raise
     except (ImportError, AttributeError, RuntimeError, ValueError) as error:  # no kernel here, or one that is older
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        return f"torch or comfy-kitchen has no {format.name} products for this card ({first})"
+        return f"torch or comfy-kitchen has no {format.name} products for this card ({first_line(error)})"
     return "" if off < WRONG else f"this card's {format.name} products are {off:.0%} off"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import first_line
 from .on_gpu import has_triton
 
 if TYPE_CHECKING:
@@ -131,5 +132,5 @@ def why_not(device: torch.device) -> str:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:  # a torch built without this kernel, as on Windows
-        return f"this torch has no FP8 products for this card ({(str(error) or type(error).__name__).splitlines()[0]})"
+        return f"this torch has no FP8 products for this card ({first_line(error)})"
     return ""

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..errors import first_line
 from .blocks import BlockType, block_type
 
 GPU_PART = 1 << 24  # weights decoded at a time by plain torch, which takes some ten bytes for each
@@ -42,14 +43,10 @@ def has_triton(device: torch.device) -> bool:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton fails in its own ways: no module, no C compiler, an old card
-        reason = "is not installed" if isinstance(error, ImportError) else f"failed ({_first_line(error)})"
+        reason = "is not installed" if isinstance(error, ImportError) else f"failed ({first_line(error)})"
         logging.warning(NO_TRITON, reason, "triton-windows" if sys.platform == "win32" else "triton")
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.library.custom_op("kontextkit::decode_blocks", mutates_args=())
