@@ -56,7 +56,7 @@ class ComfyHooks(BlockHooks):
             self.parts, sizes = self.run.parts, kept_bytes[:2]
             if self.run.narrow and not masked and not runs and self._attends_alone():
                 self.first = self.parts  # so that a cache does not take rounding for a change
-                self.parts, sizes = self.run.narrow, (kept_bytes[2], kept_bytes[2])
+                self.parts, sizes = self.run.narrow, (kept_bytes[2], kept_bytes[1])
             self.caches = self.run.cached(transformer_options, shapes, sizes)
             self.cache = self.caches.blocks
             if not self.patches("attn1_patch"):  # such a patch wants q and k as they are before rotation, of all tokens

@@ -23,6 +23,7 @@ from ..engine.errors import first_line
 from ..engine.flux.blocks import Parts
 from ..engine.flux.compiled import CompileFailed, compiled_parts, guarded, n_graphs, recompiles_allowed
 from ..engine.flux.graphs import PassGraphs
+from ..engine.memory import reserve
 from ..engine.tiers.presets import AUTO, FP8, FUSED, OFF, Choices
 
 KINDS = {
@@ -130,7 +131,7 @@ class SamplingRun:
         """The caches of the condition that runs, known by its id, its place in the batch and all shapes.
 
         A sampler that asks for several velocities a step has a series for each. kept_bytes: what keeping its references
-        takes, as they are and in FP8; 0 where there is nothing to keep.
+        takes, as they come and in the fewest bytes; 0 where there is nothing to keep.
         """
         condition = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()), *shapes)
         key = (self.n_evaluations[condition], *condition)
@@ -145,18 +146,21 @@ class SamplingRun:
             caches.blocks.at(step, self.sigmas[step])
         return caches
 
-    def keeps(self, n_bytes: int, fp8_bytes: int) -> ReferenceSettings | None:
+    def keeps(self, n_bytes: int, small_bytes: int) -> ReferenceSettings | None:
         """How a series' references are kept, by the memory that is free beside those already kept; None: not at all."""
         if not n_bytes or not self.choices.references:
             return None
         free = comfy.model_management.get_free_memory(self.device)
-        fits = [size < SHARE_OF_FREE * free for size in (n_bytes, fp8_bytes)]
+        fits = [size < SHARE_OF_FREE * free for size in (n_bytes, small_bytes)]
         if not fits[0]:
-            way = f"are kept in FP8 ({fp8_bytes / 1e9:.1f} GB)" if fits[1] else "are computed at every step"
+            way = f"are kept in FP8, in {small_bytes / 1e9:.1f} GB" if fits[1] else "are computed at every step"
             sizes = f"{n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-            note = f"References {way}: as computed they would take {sizes}."
+            note = f"References {way}: as they come they would take {sizes}."
             self.notes = [*(each for each in self.notes if not each.startswith("References ")), note]
-        return replace(self.choices.references, fp8=not fits[0]) if any(fits) else None
+        if not any(fits):
+            return None
+        reserve(n_bytes if fits[0] else small_bytes, self.device)
+        return replace(self.choices.references, small=not fits[0])
 
     @contextmanager
     def timed(self, caches: Caches) -> Iterator[None]:
@@ -242,6 +246,8 @@ class SamplingRun:
             lines.append(
                 f"{self.graphs.n_replayed} passes replayed from a CUDA graph: the host was slower than the card."
             )
+        if self.graphs and self.graphs.failed:
+            lines.append(f"The host was slower than the card, but there is no CUDA graph: {self.graphs.failed}.")
         if self.attention_used:
             lines.append(f"Attention: {self.attention_used}.")
         return "\n".join((*lines, *self.notes))

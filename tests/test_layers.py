@@ -21,10 +21,11 @@ MAY_IMPORT = {
 }
 INSIDE_ENGINE = {
     "errors": set(),
+    "memory": set(),
     "pace": set(),
     "whole_file": set(),
     "gguf": {"errors"},
-    "quant": {"errors"},
+    "quant": {"errors", "memory"},
     "checkpoint": {"errors", "gguf", "quant"},
     "flux": {"errors", "checkpoint", "quant"},
     "text_encoders": {"errors", "checkpoint", "quant"},

@@ -23,11 +23,12 @@ SAMPLE = 16  # of so many tokens one is looked at, to see how far they drifted
 class ReferenceSettings:
     """interval: of so many computed steps the first computes the references too. Interval 1 keeps nothing.
 
-    fp8: they are kept in 8 bits; where attention is in FP8, they are anyway.
+    small: they are kept in the fewest bytes: in FP8, and where attention is in FP8 without the place that the other
+        tokens are written to, so that each pass joins both anew.
     """
 
     interval: int = 5
-    fp8: bool = False
+    small: bool = False
 
 
 class Kept:
@@ -112,7 +113,8 @@ class ReferenceCache:
             if block in self.kept:
                 new = tuple(each[:, :, self.n_own :] for each in (k, v))
                 self._drifts_of_blocks.append(drift(self.kept[block], new))
-            keep = Whole if k.dtype == E4M3 else InFp8 if self.settings.fp8 else Kept
+            fast, small = (Whole, Kept) if k.dtype == E4M3 else (Kept, InFp8)
+            keep = small if self.settings.small else fast
             self.kept[block] = (keep(k, self.n_own), keep(v, self.n_own))
         return k, v
 

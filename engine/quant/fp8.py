@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import first_line
+from .blocks import block_type
 from .on_gpu import has_triton
 
 if TYPE_CHECKING:
@@ -86,24 +87,34 @@ def _product(x: Quantized, weight: Fp8Weight, bias: Tensor | None, dtype: torch.
 
 
 def convert(linear: QuantLinear, dtype: torch.dtype) -> Fp8Weight:
-    """A Linear's weight where it lies, decoded some rows at a time; its bias in the compute dtype `dtype`.
+    """A Linear's weight where it lies; its bias in the compute dtype `dtype`.
 
     A scaled fp8 weight is taken as it is, with its one scale for every row.
     """
     bias = None if linear.bias is None else linear.bias.to(dtype)
-    scale = torch.ones(1, linear.out_features, device=linear.weight.device)
     if linear.weight.dtype == E4M3:
+        scale = torch.ones(1, linear.out_features, device=linear.weight.device)
         return Fp8Weight(linear.weight.data, scale if linear.scale is None else scale * linear.scale.to(scale), bias)
+    data, scales = _quantized(linear)
+    return Fp8Weight(data, scales.t(), bias)
+
+
+def _quantized(linear: QuantLinear) -> Quantized:
+    """What `quantize` makes of a weight in float32: packed blocks by one kernel where Triton runs, else in parts."""
+    weight, layout = linear.weight, block_type(linear.qtype)
     if linear.is_dense:
-        data, scales = quantize(linear.weight)
-        return Fp8Weight(data, scales.t(), bias)
-    data = torch.empty(linear.out_features, linear.in_features, dtype=E4M3, device=scale.device)
+        return quantize(weight)
+    if layout is not None and weight.is_cuda and has_triton(weight.device):
+        from .triton_fp8 import quantize_blocks
+
+        return quantize_blocks(layout, weight)
+    data = torch.empty(linear.out_features, linear.in_features, dtype=E4M3, device=weight.device)
+    scales = torch.empty(linear.out_features, 1, device=weight.device)
     n_rows = max(1, PART // linear.in_features)
     for start in range(0, linear.out_features, n_rows):
         part = slice(start, start + n_rows)
-        data[part], scales = quantize(linear.decode(linear.weight[part], torch.float32))
-        scale[0, part] = scales[:, 0]
-    return Fp8Weight(data, scale, bias)
+        data[part], scales[part] = quantize(linear.decode(weight[part], torch.float32))
+    return data, scales
 
 
 def n_bytes(linears: Iterable[QuantLinear]) -> int:

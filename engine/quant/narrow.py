@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from ..memory import reserve
 from . import fp8
 from .block_scaled import MXFP8, NVFP4
 from .linear import NarrowWeight, QuantLinear
@@ -37,6 +38,8 @@ def attached(format: Format, linears: Iterable[QuantLinear], dtype: torch.dtype)
     """These Linears multiply in a format, over x of `dtype`; afterwards, whatever happens, as they did."""
     changed = [linear for linear in linears if linear.narrow is None]
     try:
+        if changed:
+            reserve(format.n_bytes(changed), changed[0].weight.device)
         for linear in changed:
             linear.narrow = format.convert(linear, dtype)
         yield

@@ -8,6 +8,8 @@ numbers of groups (1, groups). What each weight has of its own comes from `block
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,7 @@ from torch import Tensor
 from .blocks import BlockType
 from .iq_blocks import LEVELS
 
+FUSION = False  # products and sums are rounded as ggml rounds them
 WEIGHTS = 2048  # of one program; with one warp each the fastest of 18 splits tried on an H200
 
 
@@ -144,6 +147,29 @@ def _q6_k(block, g, blocks, gs, j, levels):
 
 
 @triton.jit
+def some_blocks(
+    packed,
+    levels,
+    start,
+    n_blocks,
+    formula: tl.constexpr,
+    n_bytes: tl.constexpr,
+    groups: tl.constexpr,
+    width: tl.constexpr,
+    blocks: tl.constexpr,
+):
+    """The weights (blocks, groups, width) of so many from `start` on, of n_blocks, and their places."""
+    # the last ones begin earlier, so that no load needs a mask
+    first = tl.minimum(start, tl.maximum(n_blocks - blocks, 0))
+    i = first + tl.minimum(tl.arange(0, blocks), n_blocks - 1)[:, None]
+    g = tl.arange(0, groups)[None, :]
+    j = tl.arange(0, width)[None, None, :]
+    block = packed + i * n_bytes
+    values = formula(block, g, block[:, :, None], g[:, :, None], j, levels)
+    return values, (i * (groups * width) + g * width)[:, :, None] + j
+
+
+@triton.jit
 def _decode(
     packed,
     weights,
@@ -155,14 +181,8 @@ def _decode(
     width: tl.constexpr,
     blocks: tl.constexpr,
 ):
-    # the last program begins earlier, so that no load needs a mask
-    first = tl.minimum(tl.program_id(0).to(tl.int64) * blocks, tl.maximum(n_blocks - blocks, 0))
-    i = first + tl.minimum(tl.arange(0, blocks), n_blocks - 1)[:, None]
-    g = tl.arange(0, groups)[None, :]
-    j = tl.arange(0, width)[None, None, :]
-    block = packed + i * n_bytes
-    values = formula(block, g, block[:, :, None], g[:, :, None], j, levels)
-    place = (i * (groups * width) + g * width)[:, :, None] + j
+    start = tl.program_id(0).to(tl.int64) * blocks
+    values, place = some_blocks(packed, levels, start, n_blocks, formula, n_bytes, groups, width, blocks)
     tl.store(weights + place, values.to(weights.dtype.element_ty))
 
 
@@ -181,34 +201,26 @@ _FORMULAS = {  # and the groups of a block
     "Q6_K": (_q6_k, 16),
 }
 
-
-def decode_blocks(layout: type[BlockType], packed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous blocks (n, n_bytes) uint8 -> weights (n, block_size) of `dtype`, rounded once, from float32."""
-    formula, groups = _FORMULAS[layout.qtype]
-    n_blocks = packed.shape[0]
-    weights = torch.empty(n_blocks, layout.block_size, dtype=dtype, device=packed.device)
-    blocks = WEIGHTS // layout.block_size
-    with torch.cuda.device_of(packed):  # Triton launches on the current card
-        _decode[(triton.cdiv(n_blocks, blocks),)](
-            packed,
-            weights,
-            _levels(packed.device),
-            n_blocks,
-            formula,
-            layout.n_bytes,
-            groups,
-            layout.block_size // groups,
-            blocks,
-            num_warps=1,
-            enable_fp_fusion=False,  # products and sums are rounded as ggml rounds them
-        )
-    return weights
-
-
 _LEVELS: dict[torch.device, Tensor] = {}
 
 
-def _levels(device: torch.device) -> Tensor:
+def how(layout: type[BlockType], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    """What `some_blocks` calls levels on the device, and its constants for the layout, WEIGHTS at a time."""
+    formula, groups = _FORMULAS[layout.qtype]
+    size = layout.block_size
+    sizes = {"groups": groups, "width": size // groups, "blocks": WEIGHTS // size}
     if device not in _LEVELS:
         _LEVELS[device] = torch.tensor(LEVELS, dtype=torch.float32, device=device)
-    return _LEVELS[device]
+    return _LEVELS[device], {"formula": formula, "n_bytes": layout.n_bytes, **sizes}
+
+
+def decode_blocks(layout: type[BlockType], packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous blocks (n, n_bytes) uint8 -> weights (n, block_size) of `dtype`, rounded once, from float32."""
+    n_blocks = packed.shape[0]
+    weights = torch.empty(n_blocks, layout.block_size, dtype=dtype, device=packed.device)
+    levels, constants = how(layout, packed.device)
+    with torch.cuda.device_of(packed):  # Triton launches on the current card
+        _decode[(triton.cdiv(n_blocks, constants["blocks"]),)](
+            packed, weights, levels, n_blocks, **constants, num_warps=1, enable_fp_fusion=FUSION
+        )
+    return weights

@@ -190,8 +190,8 @@ def test_where_references_do_not_fit_they_are_kept_in_fp8_and_where_these_do_not
     expected = k_sampler(kept)
     for free, passes, words in [
         (2 * n_bytes + 9, (1, 3), None),
-        (n_bytes, (1, 3), "References are kept in FP8 (0.0 GB): as computed they would take 0.0 GB, 0.0 are free."),
-        (n_bytes // 2, (4, 0), "References are computed at every step: as computed they would take 0.0 GB, 0.0 are"),
+        (n_bytes, (1, 3), "References are kept in FP8, in 0.0 GB: as they come they would take 0.0 GB, 0.0 are free."),
+        (n_bytes // 2, (4, 0), "References are computed at every step: as they come they would take 0.0 GB, 0.0 are"),
     ]:
         with monkeypatch.context() as short:
             short.setattr(management, "get_free_memory", lambda d, too=False, f=free: measured(d, too) if too else f)
@@ -218,6 +218,6 @@ def test_every_series_asks_whether_its_references_fit(comfyui, monkeypatch):
     for free in (3000, 1500, 500):
         monkeypatch.setattr(management, "get_free_memory", lambda device, free=free: free)
         kept.append(run.keeps(1000, 251))
-    assert [settings and settings.fp8 for settings in kept] == [False, True, None]
+    assert [settings and settings.small for settings in kept] == [False, True, None]
     assert [note.split(":")[0] for note in run.notes] == ["References are computed at every step"]
     assert run.keeps(0, 0) is None

@@ -93,6 +93,18 @@ def test_where_recording_fails_passes_run_as_they_are(build, always_pays):
 
 
 @pytest.mark.gpu
+def test_with_another_allocator_than_torch_s_own_none_is_recorded(build, always_pays, monkeypatch):
+    """As ComfyUI chooses it, whose memory in a graph Triton does not take."""
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    model = build("F32").to(DEVICE)
+    graphs = PassGraphs(model)
+    for _ in range(4):
+        velocity(model, Graphed(graphs))
+    assert "--disable-cuda-malloc" in graphs.failed
+    assert graphs.n_replayed == 0
+
+
+@pytest.mark.gpu
 def test_a_weight_on_the_host_is_not_recorded(build, always_pays):
     model = build("F32").to(DEVICE)
     graphs = PassGraphs(torch.nn.ModuleList([model, torch.nn.Linear(2, 2)]))

@@ -8,24 +8,27 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from kontextkit.engine.quant import PackedTensor, QuantLinear, block_type, on_gpu
+from kontextkit.engine.quant import PackedTensor, QuantLinear, block_type, fp8, on_gpu
 from kontextkit.engine.quant.blocks import block_types
 from packed_blocks import random_blocks, same_bits
 
-FORM = "kontextkit.engine.quant.triton_form"
+FORM, TO_FP8 = "kontextkit.engine.quant.triton_form", "kontextkit.engine.quant.triton_fp8"
 
 
-@pytest.fixture(scope="module")
-def interpreted():
+@pytest.fixture(scope="module", params=[FORM, TO_FP8])
+def interpreted(request):
     """The module as Triton's interpreter runs it, without a card."""
     pytest.importorskip("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.delitem(sys.modules, FORM, raising=False)
-        yield importlib.import_module(FORM)
-    sys.modules.pop(FORM, None)
+        for name in (FORM, TO_FP8):
+            patch.delitem(sys.modules, name, raising=False)
+        yield importlib.import_module(request.param)
+    for name in (FORM, TO_FP8):
+        sys.modules.pop(name, None)
 
 
+@pytest.mark.parametrize("interpreted", [FORM], indirect=True)
 @pytest.mark.parametrize("qtype", block_types())
 @pytest.mark.parametrize(
     "n_blocks", [1, 7, 64, 131]
@@ -34,6 +37,38 @@ def test_the_formulas_are_gguf_py_s(interpreted, qtype, n_blocks):
     packed = random_blocks(qtype, n_blocks, seed=11)
     ours = interpreted.decode_blocks(block_type(qtype), torch.from_numpy(packed), torch.float32)
     assert same_bits(ours, gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype]))
+
+
+def rows_to_fp8(qtype, n_blocks):
+    """Three packed rows, and what `fp8.quantize` makes of gguf-py's weights."""
+    packed = random_blocks(qtype, 3 * n_blocks, seed=14).reshape(3, -1)
+    packed[1] = 0
+    return torch.from_numpy(packed), fp8.quantize(
+        torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[qtype]))
+    )
+
+
+@pytest.mark.parametrize("interpreted", [TO_FP8], indirect=True)
+@pytest.mark.parametrize("qtype", block_types())
+@pytest.mark.parametrize("n_blocks", [1, 12, 77])
+def test_packed_rows_go_to_fp8_as_their_weights_do(interpreted, qtype, n_blocks):
+    packed, (data, scales) = rows_to_fp8(qtype, n_blocks)
+    ours, our_scales = interpreted.quantize_blocks(block_type(qtype), packed)
+    assert torch.equal(our_scales, scales)
+    wrong = ours.float() != data.float()
+    assert wrong.float().mean() < 0.2  # the interpreter does not carry what it rounds up into the exponent
+    torch.testing.assert_close(ours.float(), data.float(), rtol=0.5, atol=2**-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("qtype", block_types())
+@pytest.mark.parametrize("n_blocks", [1, 12, 77])
+def test_a_card_takes_packed_rows_to_fp8_bit_by_bit_alike(qtype, n_blocks):
+    from kontextkit.engine.quant.triton_fp8 import quantize_blocks
+
+    packed, expected = rows_to_fp8(qtype, n_blocks)
+    ours = quantize_blocks(block_type(qtype), packed.cuda())
+    assert all(torch.equal(a.cpu().view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ours, expected, strict=True))
 
 
 @pytest.mark.gpu
