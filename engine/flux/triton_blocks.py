@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..quant.fp8 import E4M3, Quantized
+from ..quant.triton_launch import launch
 
 LARGEST, LEAST = torch.finfo(E4M3).max, torch.finfo(torch.float32).tiny
 MANY = 8192  # channels from which on a token gets more warps
@@ -155,7 +156,7 @@ def _sum_and_norm(
     if _step(shift) != _step(scale):
         raise ValueError("shift and scale are not of one batch")
     _launch(
-        _residual_norm, x, length, batch, d,
+        _residual_norm, length, batch, d,
         x, y, gate, total, shift, scale, out, scales, length, x.stride(0), y.stride(0), _step(gate), _step(shift),
         LARGEST, LEAST, EPS, D=d, BLOCK=triton.next_power_of_2(d),
         ADDS=more is not None, NORMS=affine is not None, FP8=fp8,
@@ -171,7 +172,7 @@ def join_gelu(wide: Tensor, attended: Tensor | None = None, fp8: bool = False) -
     d = 0 if attended is None else attended.shape[2]
     out, scales = _empty(wide, d + m, fp8)
     _launch(
-        _join_gelu, wide, length, batch, m,
+        _join_gelu, length, batch, m,
         attended, wide, out, scales, length, 0 if attended is None else attended.stride(0), LARGEST, LEAST,
         D=d, M=m, BLOCK_D=triton.next_power_of_2(max(1, d)), BLOCK_M=triton.next_power_of_2(m), FP8=fp8,
     )  # fmt: skip
@@ -197,7 +198,7 @@ def heads(
         length = qkv[0].shape[1]
         q, k, v = (each.contiguous() for each in qkv)
         _launch(
-            _heads, q, length, batch, width,
+            _heads, length, batch, width,
             q, k, v, q_weight, k_weight, pe, q_out, k_out, v_out, length, n_out, begin, _step(pe), EPS,
             LARGEST, N=n_heads, H=triton.next_power_of_2(n_heads), C=head_dim, COPIES=copies, FP8=fp8,
         )  # fmt: skip
@@ -224,6 +225,5 @@ def _step(x: Tensor) -> int:
     return 0 if x.shape[0] == 1 else x.stride(0)
 
 
-def _launch(kernel, like: Tensor, length: int, batch: int, width: int, *arguments, **constants) -> None:
-    with torch.cuda.device_of(like):  # Triton launches on the current card
-        kernel[(length, batch)](*arguments, **constants, num_warps=16 if width >= MANY else 4)
+def _launch(kernel, length: int, batch: int, width: int, *arguments, **constants) -> None:
+    launch(kernel, (length, batch), *arguments, **constants, num_warps=16 if width >= MANY else 4)

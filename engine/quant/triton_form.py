@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .blocks import BlockType
 from .iq_blocks import LEVELS
+from .triton_launch import launch
 
 FUSION = False  # products and sums are rounded as ggml rounds them
 WEIGHTS = 2048  # of one program; with one warp each the fastest of 18 splits tried on an H200
@@ -219,8 +220,6 @@ def decode_blocks(layout: type[BlockType], packed: Tensor, dtype: torch.dtype) -
     n_blocks = packed.shape[0]
     weights = torch.empty(n_blocks, layout.block_size, dtype=dtype, device=packed.device)
     levels, constants = how(layout, packed.device)
-    with torch.cuda.device_of(packed):  # Triton launches on the current card
-        _decode[(triton.cdiv(n_blocks, constants["blocks"]),)](
-            packed, weights, levels, n_blocks, **constants, num_warps=1, enable_fp_fusion=FUSION
-        )
+    grid = (triton.cdiv(n_blocks, constants["blocks"]),)
+    launch(_decode, grid, packed, weights, levels, n_blocks, **constants, num_warps=1, enable_fp_fusion=FUSION)
     return weights

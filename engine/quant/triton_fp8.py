@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .blocks import BlockType
 from .triton_form import FUSION, how, some_blocks
+from .triton_launch import launch
 
 _LIMITS = torch.finfo(torch.float8_e4m3fn).max, torch.finfo(torch.float32).tiny  # of numbers and of scales
 MANY_COLUMNS = 4096  # from which on a row gets twice the warps
@@ -64,8 +65,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     n_rows, n_columns = x.shape
     data, scales = _empty(n_rows, n_columns, x.device)
     block, warps = triton.next_power_of_2(n_columns), 8 if n_columns > MANY_COLUMNS else 4
-    with torch.cuda.device(x.device):
-        _quantize[(n_rows,)](x, data, scales, n_columns, x.stride(0), *_LIMITS, BLOCK=block, num_warps=warps)
+    launch(_quantize, (n_rows,), x, data, scales, n_columns, x.stride(0), *_LIMITS, BLOCK=block, num_warps=warps)
     return data, scales
 
 
@@ -74,10 +74,8 @@ def quantize_blocks(layout: type[BlockType], packed: Tensor) -> tuple[Tensor, Te
     n_rows, n_blocks = packed.shape[0], packed.shape[1] // layout.n_bytes
     data, scales = _empty(n_rows, n_blocks * layout.block_size, packed.device)
     levels, constants = how(layout, packed.device)
-    with torch.cuda.device_of(packed):
-        _quantize_blocks[(n_rows,)](
-            packed, data, scales, levels, n_blocks, *_LIMITS, **constants, num_warps=1, enable_fp_fusion=FUSION
-        )
+    arguments = (packed, data, scales, levels, n_blocks, *_LIMITS)
+    launch(_quantize_blocks, (n_rows,), *arguments, **constants, num_warps=1, enable_fp_fusion=FUSION)
     return data, scales
 
 
