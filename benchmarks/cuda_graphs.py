@@ -1,7 +1,9 @@
 """Passes replayed from a CUDA graph against passes as they are, at full size: times, and whether the numbers agree.
 
-    COMFYUI_PATH=... python benchmarks/cuda_graphs.py [--tiny] [--minutes M] [--rounds N] [--folder FOLDER] [--out FILE]
+    PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync COMFYUI_PATH=... python benchmarks/cuda_graphs.py [--tiny]
+        [--minutes M] [--rounds N] [--folder FOLDER] [--out FILE]
 
+The variable makes torch allocate as ComfyUI has it, where a graph's memory is another thing than with torch's own way.
 Random weights, everything on the card, 28 steps of euler, one picture and one reference of the same size, 512 text
 tokens. `quality` computes every step, `balanced` those of measured_maps.py; a graph is recorded at the third computed
 step where the host sets the pace (`engine.flux.graphs`). Without one: the same run with recording forbidden, in turns.

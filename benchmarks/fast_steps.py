@@ -93,10 +93,10 @@ class FastBench(ReferenceBench):
 
         return run
 
-    def in_turns(self, ways: dict[str, Sample], n_steps: int, rounds: int = 0) -> dict[str, list[Timed]]:
-        """Each warmed up by a whole run, then `rounds` (0: those of the command line) on the clock in turns."""
+    def in_turns(self, ways: dict[str, Sample], n_steps: int) -> dict[str, list[Timed]]:
+        """Each warmed up by a whole run, then as many on the clock as the command line says, in turns."""
         runs: dict[str, list[Timed]] = {name: [] for name in ways}
-        for turn in range(1 + (rounds or self.options.rounds)):
+        for turn in range(1 + self.options.rounds):
             for name, sample in ways.items():
                 runs[name].append(timed(sample, n_steps))
                 print(f"           {name}: {runs[name][-1].seconds:.3f} s{'' if turn else ', warming up'}", flush=True)
@@ -136,7 +136,7 @@ class FastBench(ReferenceBench):
             "diffusers": Diffusers(self.ours, many).plain(),
             "fast": self.way(self.choices("fast"), [[one["context"], values]], noise=many["x"]),
         }
-        runs = self.in_turns(ways, self.n_steps, rounds=1)
+        runs = self.in_turns(ways, self.n_steps)
         self.speedup(name, runs["fast"], seconds(runs["diffusers"]))
 
     def speedup(self, row: str, runs: list[Timed], base: float, goal: float | None = None) -> None:

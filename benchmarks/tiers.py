@@ -177,7 +177,9 @@ def measure(
             rows.append(report.row(f"{name}.fast.seconds", seconds(server, fast, 3), "s", "preset fast"))
             run = last()
             note = f"{run['computed']} computed, {run['kept']} with kept references, {run['skipped']} skipped"
-            rows.append(report.row(f"{name}.fast.sampling_speedup", whole / run["seconds"], "times", note))
+            rows.append(
+                report.row(f"{name}.fast.sampling_speedup", whole / run["seconds"], "times", note, better="higher")
+            )
     except Exception as error:  # the next tier may go
         traceback.print_exc()
         print(*(base / "comfyui.log").read_text(errors="replace").splitlines()[-40:], sep="\n")

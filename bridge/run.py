@@ -195,7 +195,8 @@ class SamplingRun:
             self.notes.append(f"Attention is ComfyUI's: {why}.")
             self.choices = replace(self.choices, attention="comfyui")
             return attention(q, k, v, *rest, **more)
-        self.attention_used = name
+        if self.attention_used != FP8:  # with which the first block attends exactly
+            self.attention_used = name
         return attended.transpose(1, 2).flatten(2)
 
     def attend_in_fp8(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
