@@ -107,7 +107,7 @@ def _quantized(linear: QuantLinear) -> Quantized:
     if layout is not None and weight.is_cuda and has_triton(weight.device):
         from .triton_fp8 import quantize_blocks
 
-        return quantize_blocks(layout, weight)
+        return quantize_blocks(layout, weight.contiguous())
     data = torch.empty(linear.out_features, linear.in_features, dtype=E4M3, device=weight.device)
     scales = torch.empty(linear.out_features, 1, device=weight.device)
     n_rows = max(1, PART // linear.in_features)

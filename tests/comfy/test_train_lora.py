@@ -21,7 +21,9 @@ def command(comfyui, *words):
 def test_the_command_teaches_the_demo_a_new_edit(comfyui, edits, tmp_path):
     from kontextkit.bridge import lora
     from kontextkit.bridge.model import load
-    from kontextkit.bridge.training import DEMO
+    from kontextkit.bridge.training import DEMO, demo_encoders, train_lora
+    from kontextkit.engine.errors import TrainingDataError
+    from kontextkit.engine.training.lora import Settings
 
     frozen, out = DEMO.read_bytes(), tmp_path / "frame.safetensors"
     result = command(comfyui, edits, out, "--demo", "--steps", 20, "--rate", 2e-3)
@@ -36,9 +38,8 @@ def test_the_command_teaches_the_demo_a_new_edit(comfyui, edits, tmp_path):
     assert read.matched_share == 1
     assert not read.skipped
     assert torch.stack([a.up.abs().max() for a in read.adapters.values()]).min() > 0
-    again = command(comfyui, edits, out, "--demo")
-    assert again.returncode == 1
-    assert "this file is there already" in again.stderr
+    with pytest.raises(TrainingDataError, match="this file is there already"):
+        train_lora(edits, out, DEMO, demo_encoders, Settings(), print)
 
 
 @pytest.mark.newest

@@ -12,7 +12,7 @@ from kontextkit.demo.training.guidance import guidance_embedder_alone
 from kontextkit.demo.training.lessons import LEAST_CHANCE, MOST_CHANCE, DemoModel, Lessons, edit_weight
 from kontextkit.demo.training.pool import Group
 from kontextkit.demo.training.recipe import SMOKE
-from kontextkit.demo.training.run import keep
+from kontextkit.demo.training.run import Run, keep
 from kontextkit.engine.flux.loop import embed_scalar
 from safetensors.torch import load_file
 
@@ -23,22 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def trained(tmp_path_factory):
     """A folder after `demo/train.py --smoke`."""
     folder = tmp_path_factory.mktemp("trained")
-    train(folder)
+    command = [sys.executable, str(ROOT / "demo" / "train.py"), str(folder), "--smoke"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 
-def train(folder, *options):
-    command = [sys.executable, str(ROOT / "demo" / "train.py"), str(folder), "--smoke", *options]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def test_training_runs_resumes_and_writes_what_ships(trained, tmp_path):
+def test_training_runs_resumes_and_writes_what_ships(trained, tmp_path, capsys):
     names = sorted(path.name for path in (trained / "export").iterdir())
     assert names == sorted(path.name for path in (ROOT / "demo").glob("kontext_demo_*"))
-    assert "editing: going on from step 2" in train(trained)
-    train(tmp_path, "--start", str(trained / "export"))
+    Run(SMOKE, trained).all()
+    assert "editing: going on from step 2" in capsys.readouterr().out
+    Run(SMOKE, tmp_path).all(trained / "export")
     name = "kontext_demo_vae.safetensors"
     assert (tmp_path / "export" / name).read_bytes() == (trained / "export" / name).read_bytes()
 

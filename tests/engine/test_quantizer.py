@@ -15,6 +15,7 @@ from kontextkit.devtools.flux_shapes import bfl_shapes
 from kontextkit.engine.checkpoint import open_checkpoint
 from kontextkit.engine.errors import CheckpointError, QuantizeError
 from kontextkit.engine.flux.weights import read_weights
+from kontextkit.engine.quantizer.__main__ import main as command_line
 from kontextkit.engine.quantizer.mixes import MIXES
 from kontextkit.engine.quantizer.run import quantize
 from safetensors.torch import save_file
@@ -217,11 +218,12 @@ def test_a_truncated_source_and_a_quantized_one_are_refused(source, done, tmp_pa
         quantize(done.path, "Q8_0", tmp_path / "twice.gguf")
 
 
-def test_the_command_line_does_the_same(source, done, tmp_path):
+def test_the_command_line_does_the_same(source, done, tmp_path, monkeypatch, capsys):
     command = [sys.executable, "-m", "engine.quantizer", str(source), "Q4_K_M", str(tmp_path / "out.gguf")]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert f"SHA-256 {done.sha256}" in ran.stdout
-    ran = subprocess.run([*command, "--strength", "0.5"], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert ran.stderr.endswith("--strength stands more often than --lora; give one for each, in order\n")
+    monkeypatch.setattr(sys, "argv", [*command[2:], "--strength", "0.5"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line()
+    assert capsys.readouterr().err.endswith("--strength stands more often than --lora; give one for each, in order\n")
