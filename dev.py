@@ -71,8 +71,6 @@ def test(versions: list[str], pytest_arguments: list[str]) -> int:
             environment = {"COMFYUI_PATH": str(comfyui), "CHROMIUM": find_browser() or ""}
             environment["OMP_NUM_THREADS"] = str(n_threads)
             process = stack.enter_context(running(python, "pytest", *arguments, environment=environment, output=output))
-            if WITH_COMFYUI[0] not in arguments and started and hasattr(os, "setpriority"):
-                os.setpriority(os.PRIO_PROCESS, process.pid, 3)  # nobody waits for it; a server's seconds count
             started.append((title, process, output))
         for title, process, output in started:
             process.wait()

@@ -205,7 +205,7 @@ _FORMULAS = {  # and the groups of a block
 _LEVELS: dict[torch.device, Tensor] = {}
 
 
-def how(layout: type[BlockType], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+def decoder(layout: type[BlockType], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
     """What `some_blocks` calls levels on the device, and its constants for the layout, WEIGHTS at a time."""
     formula, groups = _FORMULAS[layout.qtype]
     size = layout.block_size
@@ -219,7 +219,7 @@ def decode_blocks(layout: type[BlockType], packed: Tensor, dtype: torch.dtype) -
     """Contiguous blocks (n, n_bytes) uint8 -> weights (n, block_size) of `dtype`, rounded once, from float32."""
     n_blocks = packed.shape[0]
     weights = torch.empty(n_blocks, layout.block_size, dtype=dtype, device=packed.device)
-    levels, constants = how(layout, packed.device)
+    levels, constants = decoder(layout, packed.device)
     grid = (triton.cdiv(n_blocks, constants["blocks"]),)
     launch(_decode, grid, packed, weights, levels, n_blocks, **constants, num_warps=1, enable_fp_fusion=FUSION)
     return weights

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks import BlockType
-from .triton_form import FUSION, how, some_blocks
+from .triton_form import FUSION, decoder, some_blocks
 from .triton_launch import launch
 
 _LIMITS = torch.finfo(torch.float8_e4m3fn).max, torch.finfo(torch.float32).tiny  # of numbers and of scales
@@ -73,7 +73,7 @@ def quantize_blocks(layout: type[BlockType], packed: Tensor) -> tuple[Tensor, Te
     """Contiguous packed rows (N, row_bytes) uint8 -> what `fp8.quantize` makes of their weights in float32."""
     n_rows, n_blocks = packed.shape[0], packed.shape[1] // layout.n_bytes
     data, scales = _empty(n_rows, n_blocks * layout.block_size, packed.device)
-    levels, constants = how(layout, packed.device)
+    levels, constants = decoder(layout, packed.device)
     arguments = (packed, data, scales, levels, n_blocks, *_LIMITS)
     launch(_quantize_blocks, (n_rows,), *arguments, **constants, num_warps=1, enable_fp_fusion=FUSION)
     return data, scales

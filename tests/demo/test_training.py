@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from kontextkit.demo import train as command
 from kontextkit.demo.training.autoencoder import FLUX_SCALE, FLUX_SHIFT, Autoencoder
 from kontextkit.demo.training.export import bfl_state, read_autoencoder
 from kontextkit.demo.training.guidance import guidance_embedder_alone
 from kontextkit.demo.training.lessons import LEAST_CHANCE, MOST_CHANCE, DemoModel, Lessons, edit_weight
 from kontextkit.demo.training.pool import Group
 from kontextkit.demo.training.recipe import SMOKE
-from kontextkit.demo.training.run import Run, keep
+from kontextkit.demo.training.run import keep
 from kontextkit.engine.flux.loop import embed_scalar
 from safetensors.torch import load_file
 
@@ -23,18 +24,24 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def trained(tmp_path_factory):
     """A folder after `demo/train.py --smoke`."""
     folder = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, str(ROOT / "demo" / "train.py"), str(folder), "--smoke"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    line = [sys.executable, str(ROOT / "demo" / "train.py"), str(folder), "--smoke"]
+    result = subprocess.run(line, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 
-def test_training_runs_resumes_and_writes_what_ships(trained, tmp_path, capsys):
+def test_training_runs_resumes_and_writes_what_ships(trained, tmp_path, capsys, monkeypatch):
+    def train(folder, *options):
+        """The command again, in this process."""
+        monkeypatch.setattr(command, "import_pack", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["train.py", str(folder), "--smoke", *options])
+        command.main()
+        return capsys.readouterr().out
+
     names = sorted(path.name for path in (trained / "export").iterdir())
     assert names == sorted(path.name for path in (ROOT / "demo").glob("kontext_demo_*"))
-    Run(SMOKE, trained).all()
-    assert "editing: going on from step 2" in capsys.readouterr().out
-    Run(SMOKE, tmp_path).all(trained / "export")
+    assert "editing: going on from step 2" in train(trained)
+    train(tmp_path, "--start", str(trained / "export"))
     name = "kontext_demo_vae.safetensors"
     assert (tmp_path / "export" / name).read_bytes() == (trained / "export" / name).read_bytes()
 

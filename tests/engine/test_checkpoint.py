@@ -160,10 +160,10 @@ def test_a_hostile_safetensors_header_is_refused_at_once(case, tmp_path):
     content, words = HOSTILE[case]
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(content)
-    begin = time.thread_time()
+    begin = time.perf_counter()
     with pytest.raises(CheckpointError, match=f"hostile.safetensors: broken safetensors header: .*({words})"):
         open_checkpoint(path)
-    assert time.thread_time() - begin < 2
+    assert time.perf_counter() - begin < 2
 
 
 def test_the_widest_safetensors_header_costs_little(tmp_path):

@@ -90,7 +90,7 @@ def opened(path):
 
 
 fuzzed = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "3000")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "6000")),
     deadline=None,  # of wall time, which others use too
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
